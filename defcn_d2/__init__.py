@@ -1,0 +1,32 @@
+"""End-to-end object detection with a fully convolutional network, for Detectron2.
+
+``add_defcn_config(cfg)`` adds the configuration keys; importing this package registers the
+meta-architecture ``DeFCN``, its backbones, matchers and the built-in data sets.
+"""
+
+try:
+    import detectron2  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "defcn_d2 needs Detectron2, which is not installed; install it with "
+        "`python tools/install_detectron2.py` or as its INSTALL.md says",
+        name="detectron2",
+    ) from error
+
+from . import data  # noqa: F401  (registers the built-in data sets)
+from .backbone import build_defcn_narrow_fpn_backbone, build_defcn_resnet_fpn_backbone
+from .checkpoint import convert_cvpods_state_dict
+from .config import add_defcn_config
+from .matchers import MATCHER_REGISTRY
+from .meta_arch import DeFCN
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MATCHER_REGISTRY",
+    "DeFCN",
+    "add_defcn_config",
+    "build_defcn_narrow_fpn_backbone",
+    "build_defcn_resnet_fpn_backbone",
+    "convert_cvpods_state_dict",
+]

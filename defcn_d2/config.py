@@ -1,0 +1,108 @@
+"""Every configuration key of the project, with its default and one line of why."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_defcn_config(cfg: CN) -> None:
+    """Add the keys under ``MODEL.DEFCN`` (and a few beside Detectron2's own) to ``cfg``, in place.
+
+    The defaults are the POTO configuration of the release (arXiv 2012.03544) without 3D Max
+    Filtering and without the auxiliary loss.
+
+    Args:
+        cfg: a Detectron2 config, e.g. from ``detectron2.config.get_cfg()``.
+    """
+    cfg.MODEL.DEFCN = CN()
+    node = cfg.MODEL.DEFCN
+
+    # Number of foreground classes K.
+    node.NUM_CLASSES = 80
+    # Feature maps of the backbone that the head runs on, finest first. Strides follow from them.
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # "points": a location regresses the distances (l, t, r, b) to the sides of its box.
+    # "anchors": it regresses Box2BoxTransform deltas of one anchor, see MODEL.ANCHOR_GENERATOR.
+    node.PRIORS = "points"
+
+    _add_head_config(node)
+    _add_matching_config(node)
+    _add_inference_config(node)
+    _add_training_config(cfg)
+
+
+def _add_head_config(node: CN) -> None:
+    # 3x3 convs in each of the two towers, and the normalisation after each ("" for none).
+    node.NUM_CONVS = 4
+    node.NORM = "GN"
+    # Whether the convs of the towers have a bias (OneNet's have none).
+    node.CONV_BIAS = True
+    # Foreground probability of every location before training: sets the bias of cls_score.
+    node.PRIOR_PROB = 0.01
+    # True: distances are relu(scale * x) * stride. False: exp(scale * x) pixels.
+    node.NORM_REG_TARGETS = True
+    # The number that a location predicts beside its classes and box:
+    # "none"; "filter": 3D Max Filtering, multiplied into the class scores; "centerness" (FCOS).
+    node.QUALITY_BRANCH = "none"
+
+    node.MAX_FILTERING = CN()
+    # How many levels take part in a maximum besides the location's own: tau / 2 on each side.
+    node.MAX_FILTERING.TAU = 2
+    # Side of the spatial window, in cells.
+    node.MAX_FILTERING.KERNEL_SIZE = 3
+    # Normalisation after the maximum ("" for none: the release's "wo_gn").
+    node.MAX_FILTERING.NORM = "GN"
+
+
+def _matcher_config(name: str) -> CN:
+    """The keys that a matcher may read; which ones it does read, its file says."""
+    node = CN()
+    # A name in defcn_d2.matchers.MATCHER_REGISTRY.
+    node.NAME = name
+    # POTO: weight a of the box quality in  score^(1 - a) * iou^a.
+    node.ALPHA = 0.8
+    # Half the side of the region around a box's centre, in strides; 0: the whole box.
+    node.RADIUS = 1.5
+    # POTO: "hungarian" (exact one-to-one matching) or "argmax" (each box its best location).
+    node.SOLVER = "hungarian"
+    # POTO, foreground loss: boxes without a location of their own still get one, as in the release.
+    node.KEEP_UNREACHABLE = False
+    # Matchers that pick candidates: how many per level.
+    node.TOPK = 9
+    return node
+
+
+def _add_matching_config(node: CN) -> None:
+    node.MATCHER = _matcher_config("POTO")
+
+    node.LOSS = CN()
+    # Focal loss of the classes.
+    node.LOSS.FOCAL_ALPHA = 0.25
+    node.LOSS.FOCAL_GAMMA = 2.0
+    node.LOSS.CLS_WEIGHT = 1.0
+    # GIoU loss of the boxes.
+    node.LOSS.REG_WEIGHT = 2.0
+
+    # One-to-many classification loss beside the one-to-one losses ("loss_cls_aux").
+    node.AUX = CN()
+    node.AUX.ENABLED = False
+    node.AUX.WEIGHT = 1.0
+    node.AUX.MATCHER = _matcher_config("POTOAux")
+
+
+def _add_inference_config(node: CN) -> None:
+    # Candidates below this score are dropped before the boxes are decoded.
+    node.SCORE_THRESH_TEST = 0.05
+    # Candidates per level, at most (and at most as many as the level has locations).
+    node.TOPK_CANDIDATES_TEST = 1000
+    # "none": end to end. "class_wise": non-maximum suppression within each class.
+    node.NMS_TYPE = "none"
+    # IoU above which NMS drops the lower score (also of the second evaluation, TEST.WITH_NMS).
+    node.NMS_THRESH_TEST = 0.6
+    # True: one top-k over all locations and classes and no threshold, the path for deployment.
+    node.TOPK_ONLY_TEST = False
+
+
+def _add_training_config(cfg: CN) -> None:
+    # "SGD" (Detectron2's) or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Evaluate the same raw detections again with class-wise NMS, and report the gap.
+    cfg.TEST.WITH_NMS = False

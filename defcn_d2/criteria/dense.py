@@ -1,0 +1,175 @@
+"""Losses of detectors that assign at most one ground truth to each prior."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..losses import focal_loss, giou_loss
+from ..matchers import Matcher, build_matcher
+from ..structures import BACKGROUND, IGNORE, Assignment, Predictions, Priors
+
+
+class DenseCriterion(nn.Module):
+    """Focal loss of all priors, GIoU loss of the foreground (arXiv 2012.03544, section 3.1).
+
+    Which prior is foreground, the matcher says. With a centerness branch the box loss is weighted
+    by the assignment's quality, which the branch learns as well (arXiv 1904.01355, section 3.2).
+    """
+
+    def __init__(
+        self,
+        *,
+        matcher: Matcher,
+        quality: str = "none",
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        cls_weight: float = 1.0,
+        reg_weight: float = 2.0,
+        suffix: str = "",
+    ):
+        """
+        Args:
+            matcher: called once an image.
+            quality: what the quality branch of the predictions is for: "none" (not looked at),
+                "filter" (folded into the class logits) or "centerness" (a loss of its own).
+            focal_alpha, focal_gamma: of the classification loss.
+            cls_weight, reg_weight: factors of the losses; a loss of weight 0 is left out.
+            suffix: appended to the names of the losses.
+        """
+        super().__init__()
+        self.matcher = matcher
+        self.quality = quality
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.cls_weight = cls_weight
+        self.reg_weight = reg_weight
+        self.suffix = suffix
+        #: Figures of the last call, for the event storage of the meta-architecture.
+        self.metrics: dict[str, Tensor] = {}
+
+    def forward(
+        self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            gt_instances: per image ``gt_boxes`` and ``gt_classes``; may be empty.
+
+        Returns:
+            ``loss_cls``, ``loss_box_reg`` and ``loss_centerness`` (those that apply), scalars
+            in float32. Without any ground truth they are finite, and connected to all predictions.
+        """
+        assignments = self.match(priors, predictions, gt_instances)
+        gt_idxs = torch.stack([assignment.gt_idxs for assignment in assignments])
+        images, locations = torch.nonzero(gt_idxs >= 0, as_tuple=True)
+        gt_idxs_fg = _offset_by_image(gt_idxs[images, locations], images, gt_instances)
+        gt_classes = torch.cat([gt.gt_classes for gt in gt_instances])[gt_idxs_fg]
+        gt_boxes = torch.cat([gt.gt_boxes.tensor for gt in gt_instances])[gt_idxs_fg]
+        normalizer = _mean_over_workers(gt_idxs_fg.new_tensor(len(gt_idxs_fg)).float())
+
+        losses = {}
+        if self.cls_weight:
+            loss = self._classification_loss(predictions, gt_idxs, images, locations, gt_classes)
+            losses["loss_cls"] = loss * self.cls_weight / normalizer
+        if self.reg_weight:
+            box_loss = giou_loss(predictions.boxes[images, locations].float(), gt_boxes)
+            if self.quality == "centerness":
+                target = torch.stack([a.quality for a in assignments])[images, locations]
+                total = _mean_over_workers(target.sum())
+                losses["loss_centerness"] = (
+                    F.binary_cross_entropy_with_logits(
+                        predictions.quality_logits[images, locations].float(),
+                        target,
+                        reduction="sum",
+                    )
+                    / normalizer
+                )
+                losses["loss_box_reg"] = (box_loss * target).sum() * self.reg_weight / total
+            else:
+                losses["loss_box_reg"] = box_loss.sum() * self.reg_weight / normalizer
+        self.metrics = self._figures(gt_idxs, gt_instances)
+        return {name + self.suffix: loss for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def match(
+        self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
+    ) -> list[Assignment]:
+        """The assignment of every image; all background where there is no ground truth."""
+        return [
+            self.matcher(priors, predictions[i], gt)
+            if len(gt)
+            else self._all_background(predictions)
+            for i, gt in enumerate(gt_instances)
+        ]
+
+    def _all_background(self, predictions: Predictions) -> Assignment:
+        boxes = predictions.boxes
+        gt_idxs = torch.full((boxes.shape[1],), BACKGROUND, device=boxes.device)
+        return Assignment(gt_idxs, quality=torch.zeros_like(gt_idxs, dtype=torch.float32))
+
+    def _classification_loss(
+        self,
+        predictions: Predictions,
+        gt_idxs: Tensor,
+        images: Tensor,
+        locations: Tensor,
+        gt_classes: Tensor,
+    ) -> Tensor:
+        logits = predictions.fused() if self.quality == "filter" else predictions.cls_logits.float()
+        num_priors, num_classes = logits.shape[1:]
+        logits = logits.reshape(-1, num_classes)
+        foreground = torch.stack([images * num_priors + locations, gt_classes])
+        valid = gt_idxs.reshape(-1) != IGNORE
+        return focal_loss(logits, foreground, self.focal_alpha, self.focal_gamma, valid)
+
+    def _figures(self, gt_idxs: Tensor, gt_instances: list[Instances]) -> dict[str, Tensor]:
+        """Means per image: foreground locations, and ground truths that none of them learns."""
+        images = len(gt_instances)
+        matched = sum(len(torch.unique(idxs[idxs >= 0])) for idxs in gt_idxs)
+        unmatched = sum(len(gt) for gt in gt_instances) - matched
+        return {
+            f"num_foreground{self.suffix}": (gt_idxs >= 0).sum() / images,
+            f"num_unmatched_gt{self.suffix}": torch.tensor(unmatched / images),
+        }
+
+
+def build_criteria(cfg: CfgNode) -> nn.ModuleList:
+    """The criteria that a config asks for: the main one and, if enabled, the auxiliary one."""
+    node = cfg.MODEL.DEFCN
+    focal = {"focal_alpha": node.LOSS.FOCAL_ALPHA, "focal_gamma": node.LOSS.FOCAL_GAMMA}
+    criteria = [
+        DenseCriterion(
+            matcher=build_matcher(node.MATCHER),
+            quality=node.QUALITY_BRANCH,
+            cls_weight=node.LOSS.CLS_WEIGHT,
+            reg_weight=node.LOSS.REG_WEIGHT,
+            **focal,
+        )
+    ]
+    if node.AUX.ENABLED:
+        criteria.append(
+            DenseCriterion(
+                matcher=build_matcher(node.AUX.MATCHER, "MODEL.DEFCN.AUX.MATCHER"),
+                cls_weight=node.AUX.WEIGHT,
+                reg_weight=0,
+                suffix="_aux",
+                **focal,
+            )
+        )
+    return nn.ModuleList(criteria)
+
+
+def _offset_by_image(gt_idxs: Tensor, images: Tensor, gt_instances: list[Instances]) -> Tensor:
+    """Indices into the ground truths of the whole batch from indices into those of an image."""
+    counts = torch.tensor([0] + [len(gt) for gt in gt_instances[:-1]], device=images.device)
+    return gt_idxs + counts.cumsum(0)[images]
+
+
+def _mean_over_workers(value: Tensor) -> Tensor:
+    """All-reduced sum over the number of workers, at least 1."""
+    if comm.get_world_size() > 1:
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+    return (value / comm.get_world_size()).clamp(min=1)

@@ -1,0 +1,1 @@
+"""Evaluation beside Detectron2's own: end-to-end figures and CrowdHuman."""

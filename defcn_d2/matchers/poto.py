@@ -1,0 +1,67 @@
+"""Prediction-aware one-to-one assignment, POTO (arXiv 2012.03544, section 3.2)."""
+
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Instances
+
+from ..structures import Assignment, Predictions, Priors
+from . import functional as F
+from .costs import prediction_quality
+from .registry import MATCHER_REGISTRY
+
+
+@MATCHER_REGISTRY.register()
+class POTO:
+    """One location per ground truth, chosen by the predictions themselves.
+
+    Among the locations in the central region of a box, the one-to-one assignment of the highest
+    total quality  p^(1 - a) * iou^a.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.8,
+        radius: float = 1.5,
+        solver: str = "hungarian",
+        keep_unreachable: bool = False,
+    ):
+        """
+        Args:
+            alpha: weight a of the IoU in the quality, in [0, 1].
+            radius: half the side of the central region in strides; 0: the whole box.
+            solver: "hungarian", the exact optimum, or "argmax": each ground truth its best
+                location, which goes to the one of highest quality where several want it.
+            keep_unreachable: with "hungarian", a ground truth whose region holds no location
+                takes an arbitrary other one, as in the original release; by default it stays
+                unmatched.
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"MATCHER.ALPHA {alpha} is out of range; take one in [0, 1]")
+        if radius < 0:
+            raise ValueError(f"MATCHER.RADIUS {radius} is negative; take 0 or more strides")
+        if solver not in ("hungarian", "argmax"):
+            raise ValueError(f"MATCHER.SOLVER {solver!r} is unknown; one of: argmax, hungarian")
+        self.alpha = alpha
+        self.radius = radius
+        self.solver = solver
+        self.keep_unreachable = keep_unreachable
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "alpha": cfg.ALPHA,
+            "radius": cfg.RADIUS,
+            "solver": cfg.SOLVER,
+            "keep_unreachable": cfg.KEEP_UNREACHABLE,
+        }
+
+    def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
+        gt_boxes = gt.gt_boxes.tensor
+        quality = prediction_quality(predictions, gt_boxes, gt.gt_classes, self.alpha, fused=True)
+        allowed = F.inside_center(priors, gt_boxes, self.radius)
+        if self.solver == "argmax":
+            best = F.topk(quality.masked_fill(~allowed, -1), k=1)
+            return Assignment(F.best_gt(quality, allowed & best))
+        solve = F.hungarian_dense if self.keep_unreachable else F.hungarian
+        return Assignment(solve(quality, allowed))

@@ -1,0 +1,250 @@
+"""The detector: images to losses or detections."""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from .box_ops import ltrb_to_boxes
+from .criteria import build_criteria
+from .head import DeFCNHead
+from .inference import find_candidates, find_topk, keep_best
+from .structures import Predictions, Priors
+
+
+@META_ARCH_REGISTRY.register()
+class DeFCN(nn.Module):
+    """End-to-end detection with a fully convolutional network (arXiv 2012.03544)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: DeFCNHead,
+        prior_generator: nn.Module,
+        criteria: nn.ModuleList,
+        in_features: list[str],
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        score_thresh: float = 0.05,
+        topk_candidates: int = 1000,
+        topk_only: bool = False,
+        nms_thresh: float | None = None,
+        max_detections: int = 100,
+    ):
+        """
+        Args:
+            backbone: gives the feature maps ``in_features``, finest first.
+            head: see ``DeFCNHead``.
+            prior_generator: feature maps to one box per location and level, as Detectron2's
+                anchor generators.
+            criteria: modules from (priors, predictions, ground truths) to a dict of losses.
+            in_features: names of the feature maps for the head.
+            pixel_mean, pixel_std: per channel; their number is that of the input's channels.
+            score_thresh, topk_candidates: see ``find_candidates``.
+            topk_only: detections by ``find_topk`` in place of ``find_candidates``.
+            nms_thresh: IoU for class-wise NMS, or None for end-to-end detection.
+            max_detections: per image.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.prior_generator = prior_generator
+        self.criteria = criteria
+        self.in_features = in_features
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.score_thresh = score_thresh
+        self.topk_candidates = topk_candidates
+        self.topk_only = topk_only
+        self.nms_thresh = nms_thresh
+        self.max_detections = max_detections
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        node = cfg.MODEL.DEFCN
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        missing = [name for name in node.IN_FEATURES if name not in shapes]
+        if missing:
+            raise ValueError(
+                f"MODEL.DEFCN.IN_FEATURES {missing} are not given by the backbone "
+                f"{cfg.MODEL.BACKBONE.NAME!r}; it has: {', '.join(shapes)}"
+            )
+        if node.NMS_TYPE not in ("none", "class_wise"):
+            raise ValueError(
+                f"MODEL.DEFCN.NMS_TYPE {node.NMS_TYPE!r} is unknown; one of: class_wise, none"
+            )
+        input_shape = [shapes[name] for name in node.IN_FEATURES]
+        return {
+            "backbone": backbone,
+            "head": DeFCNHead(cfg, input_shape),
+            "prior_generator": build_prior_generator(cfg, [shape.stride for shape in input_shape]),
+            "criteria": build_criteria(cfg),
+            "in_features": node.IN_FEATURES,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "score_thresh": node.SCORE_THRESH_TEST,
+            "topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "topk_only": node.TOPK_ONLY_TEST,
+            "nms_thresh": node.NMS_THRESH_TEST if node.NMS_TYPE == "class_wise" else None,
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: Detectron2's standard format: per image ``image`` (C, H, W) in the
+                channel order of ``INPUT.FORMAT``, ``instances`` with ``gt_boxes`` and
+                ``gt_classes`` for training, ``height`` and ``width`` of the output.
+
+        Returns:
+            losses in training; else per image ``{"instances": Instances}`` with ``pred_boxes``
+            in pixels of the output, ``scores`` and ``pred_classes``, best first.
+        """
+        images = self.preprocess_image(batched_inputs)
+        priors, predictions = self.predict(images.tensor)
+        if self.training:
+            return self.losses(priors, predictions, batched_inputs)
+        if self.topk_only:
+            detections = find_topk(
+                predictions,
+                images.image_sizes,
+                centerness=self.head.quality_branch == "centerness",
+                topk=self.max_detections,
+            )
+        else:
+            candidates = self.find_candidates(priors, predictions, images.image_sizes)
+            detections = [
+                keep_best(found, self.max_detections, self.nms_thresh) for found in candidates
+            ]
+        return postprocess(detections, batched_inputs)
+
+    def predict(self, images: Tensor) -> tuple[Priors, Predictions]:
+        """
+        Args:
+            images: (N, C, H, W) float, normalised and padded.
+        """
+        features = self.backbone(images)
+        features = [features[name] for name in self.in_features]
+        cls_logits, box_deltas, quality = self.head(features)
+        boxes = self.prior_generator(features)
+        priors = Priors(
+            boxes=torch.cat([level.tensor for level in boxes]),
+            strides=torch.cat(
+                [
+                    level.tensor.new_full((len(level),), stride)
+                    for level, stride in zip(boxes, self.head.strides)
+                ]
+            ),
+            level_sizes=[len(level) for level in boxes],
+        )
+        return priors, Predictions(
+            cls_logits=_flatten(cls_logits),
+            boxes=self._decode(_flatten(box_deltas).float(), priors),
+            quality_logits=None if quality is None else _flatten(quality).squeeze(-1),
+        )
+
+    def _decode(self, deltas: Tensor, priors: Priors) -> Tensor:
+        """(N, R, 4) xyxy from distances or deltas (N, R, 4)."""
+        if self.head.box_coding == "ltrb":
+            return ltrb_to_boxes(deltas, priors.centers)
+        transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+        anchors = priors.boxes.repeat(len(deltas), 1)
+        return transform.apply_deltas(deltas.reshape(-1, 4), anchors).view_as(deltas)
+
+    def losses(
+        self, priors: Priors, predictions: Predictions, batched_inputs: list[dict]
+    ) -> dict[str, Tensor]:
+        """The losses of all criteria; their figures go to the event storage, if there is one."""
+        if "instances" not in batched_inputs[0]:
+            raise ValueError(
+                "training needs the key 'instances' in every input, with gt_boxes and gt_classes; "
+                "call model.eval() for inference"
+            )
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        losses: dict[str, Tensor] = {}
+        for criterion in self.criteria:
+            losses.update(criterion(priors, predictions, gt_instances))
+            for name, value in criterion.metrics.items():
+                _put_scalar(name, value)
+        return losses
+
+    def find_candidates(
+        self, priors: Priors, predictions: Predictions, image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        """Raw detections of every image, before NMS (if any) and the limit on their number."""
+        return find_candidates(
+            predictions,
+            priors.level_sizes,
+            image_sizes,
+            centerness=self.head.quality_branch == "centerness",
+            score_thresh=self.score_thresh,
+            topk=self.topk_candidates,
+        )
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise the images, pad them at the bottom and the right, and batch them."""
+        channels = len(self.pixel_mean)
+        images = []
+        for x in batched_inputs:
+            image = x["image"].to(self.device)
+            if image.dim() != 3 or len(image) != channels:
+                raise ValueError(
+                    f"an input image has shape {tuple(image.shape)}, expected ({channels}, H, W) "
+                    "as MODEL.PIXEL_MEAN says"
+                )
+            images.append((image - self.pixel_mean) / self.pixel_std)
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+
+def postprocess(detections: list[Instances], batched_inputs: list[dict]) -> list[dict]:
+    """Scale the detections to the output size of each input and clip them to it."""
+    results = []
+    for instances, x in zip(detections, batched_inputs):
+        height = x.get("height", instances.image_size[0])
+        width = x.get("width", instances.image_size[1])
+        results.append({"instances": detector_postprocess(instances, height, width)})
+    return results
+
+
+def build_prior_generator(cfg: CfgNode, strides: list[int]) -> nn.Module:
+    """One square prior per location: a point's side is its stride, an anchor's is in the config."""
+    kind = cfg.MODEL.DEFCN.PRIORS
+    if kind == "points":
+        sizes = [[stride] for stride in strides]
+    elif kind == "anchors":
+        sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
+        ratios = cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
+        if [len(x) for x in sizes] != [1] * len(strides) or ratios != [[1.0]]:
+            raise ValueError(
+                f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} with ASPECT_RATIOS {ratios} is not one "
+                f"square anchor per location on {len(strides)} levels; "
+                "give one size a level and ASPECT_RATIOS [[1.0]]"
+            )
+    else:
+        raise ValueError(f"MODEL.DEFCN.PRIORS {kind!r} is unknown; one of: anchors, points")
+    return DefaultAnchorGenerator(sizes=sizes, aspect_ratios=[[1.0]], strides=strides, offset=0.5)
+
+
+def _flatten(levels: list[Tensor]) -> Tensor:
+    """Per level (N, C, H_l, W_l) to (N, R, C), row-major within a level."""
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+
+
+def _put_scalar(name: str, value: Tensor) -> None:
+    try:
+        storage = get_event_storage()
+    except AssertionError:  # outside a trainer; v0.5 has no has_event_storage()
+        return
+    storage.put_scalar(name, value.item())
