@@ -1,0 +1,21 @@
+"""Settings that all tests share."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Examples differ in time on a loaded machine, which is no failure.
+settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    """Every test draws the same random numbers, alone or among others."""
+    torch.manual_seed(0)
