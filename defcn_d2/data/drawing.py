@@ -155,7 +155,7 @@ class Canvas:
     """An image under work, and for each pixel which figure is seen there (-1: the ground)."""
 
     pixels: Bytes
-    ground: Array  # (3,) mean colour of the ground, BGR
+    colors: list[Array]  # (3,) BGR: mean colour of the ground, then of each figure
     owner: npt.NDArray[np.int32] = field(init=False)
     full_areas: list[int] = field(default_factory=list, init=False)
 
@@ -169,7 +169,7 @@ class Canvas:
         surface = texture(rng, width, height, color, 14)
         for cell, contrast in ((60, 30), (9, 12)):
             surface += cloud(rng, width, height, cell)[:, :, None] * np.float32(contrast)
-        return cls(np.clip(np.rint(surface), 0, 255).astype(np.uint8), color)
+        return cls(np.clip(np.rint(surface), 0, 255).astype(np.uint8), [color])
 
     def visible_areas(self, covering: Stencil | None = None) -> npt.NDArray[np.int64]:
         """Seen pixels (n,) of each figure; with `covering` (clipped): were that painted on top."""
@@ -186,7 +186,7 @@ class Canvas:
             return False
         return bool((self.visible_areas(part) >= share * np.array(self.full_areas)).all())
 
-    def paint(self, rng: np.random.Generator, figure: Stencil, color: npt.ArrayLike) -> None:
+    def paint(self, rng: np.random.Generator, figure: Stencil, color: Array) -> None:
         """Paint a textured figure with a darker contour on top of what is there."""
         part = figure.clipped(self.owner.shape[1], self.owner.shape[0])
         height, width = part.coverage.shape
@@ -197,6 +197,7 @@ class Canvas:
         under[...] = np.clip(np.rint(under + (surface - under) * alpha), 0, 255).astype(np.uint8)
         self._window(self.owner, part)[part.inside] = len(self.full_areas)
         self.full_areas.append(int(figure.inside.sum()))
+        self.colors.append(color)
 
     @staticmethod
     def _window(plane: np.ndarray, part: Stencil) -> np.ndarray:

@@ -10,7 +10,6 @@ lock merely saves the second one the work.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -18,7 +17,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,12 @@ def datasets_root() -> Path:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A kind of data set, drawn and labelled by `module`, imported at need. It has
+    """A kind of data set, drawn and labelled by `module` (imported at need). It has
 
-    - `draw(split, seed, index)`, which returns a BGR image (H, W, 3) uint8 and its record (a dict of
-      JSON values);
+    - `draw(split, seed, index)`, which returns a BGR image (H, W, 3) uint8 and its record, a dict
+      of JSON values;
     - `annotate(records)`, the text of the annotation file from the records in order of index, each
-      with `index` and `file_name` besides.
+      with `index` and `file_name` added.
 
     `version` must change whenever one of them gives something else; `counts` has the number of
     images of each split.
@@ -63,19 +62,8 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Header:
-    """First line of a journal: everything the set's content depends on."""
-
-    name: str
-    version: int
-    split: str
-    seed: int
-    num_images: int
-
-
-@dataclass(frozen=True)
 class _State:
-    header: Header  # of the set as it shall be
+    header: dict[str, Any]  # first entry of the journal of the set as it shall be
     records: dict[int, Record]  # of the images that are there and undamaged
     complete: bool
 
@@ -93,6 +81,11 @@ class GeneratedSet:
     split: str
     num_images: int | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in self.recipe.counts:
+            splits = " or ".join(self.recipe.counts)
+            raise ValueError(f"the split of {self.recipe.name!r} is {splits}, got {self.split!r}")
 
     @property
     def folder(self) -> Path:
@@ -131,44 +124,49 @@ class GeneratedSet:
     def _state(self) -> _State:
         """Read the journal and check all files against it."""
         found = self._journal().read()
-        header = Header(**found["header"][0]) if "header" in found else None
-        wanted = self._wanted(header)
+        header = found["header"][0] if "header" in found else {}
+        wanted = self._header(header)
         records: dict[int, Record] = {}
-        if header == dataclasses.replace(wanted, num_images=header.num_images if header else 0):
-            for record in found.get("record", []):
-                if record["index"] < wanted.num_images:
-                    records[record["index"]] = record
+        if {**header, "num_images": 0} == {**wanted, "num_images": 0}:
+            records = {record["index"]: record for record in found.get("record", [])}
         records = {
             index: record
             for index, record in records.items()
-            if digest(self.images / record["file_name"]) == record["sha256"]
+            if index < wanted["num_images"]
+            and digest(self.images / record["file_name"]) == record["sha256"]
         }
-        complete = header == wanted and len(records) == wanted.num_images
+        complete = header == wanted and len(records) == wanted["num_images"]
         if complete:
-            complete = [digest(self.annotations)] == found.get("annotations")
+            complete = found.get("annotations") == [digest(self.annotations)]
         return _State(wanted, records, complete)
 
-    def _wanted(self, found: Header | None) -> Header:
+    def _header(self, found: dict[str, Any]) -> dict[str, Any]:
+        """All that the content depends on; what this set leaves open is taken from `found`."""
         num_images, seed = self.num_images, self.seed
         if num_images is None:
-            num_images = found.num_images if found else self.recipe.counts[self.split]
-        if seed is None:
-            seed = found.seed if found else 0
-        return Header(self.recipe.name, self.recipe.version, self.split, seed, num_images)
+            num_images = found.get("num_images", self.recipe.counts[self.split])
+        return {
+            "name": self.recipe.name,
+            "version": self.recipe.version,
+            "split": self.split,
+            "seed": found.get("seed", 0) if seed is None else seed,
+            "num_images": num_images,
+        }
 
     def _generate(self, state: _State, workers: int) -> None:
         header, records = state.header, dict(state.records)
-        missing = [index for index in range(header.num_images) if index not in records]
+        missing = [index for index in range(header["num_images"]) if index not in records]
         logger.info("generating %d images in %s", len(missing), self.images)
         painter = importlib.import_module(self.recipe.module)
         journal = self._journal()
         with (
-            journal.rewriting(header=[asdict(header)], record=list(records.values())),
+            journal.rewriting(header=[header], record=list(records.values())),
             mapping(workers, len(missing)) as map_in_order,
         ):
-            draw = functools.partial(painter.draw, self.split, header.seed)
+            draw = functools.partial(painter.draw, self.split, header["seed"])
             drawn = map_in_order(functools.partial(_draw_one, draw, self.images), missing)
-            for record in tqdm(drawn, f"{header.name} {self.split}", len(missing), unit="image"):
+            title = f"{self.recipe.name} {self.split}"
+            for record in tqdm(drawn, title, len(missing), unit="image"):
                 records[record["index"]] = record
                 journal.append("record", record)
             text = painter.annotate([records[index] for index in sorted(records)]).encode()

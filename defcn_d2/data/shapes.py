@@ -90,7 +90,7 @@ def _place(rng: np.random.Generator, canvas: Canvas, outline: Outline, trials: i
     """Paint a figure where nothing gets hidden too much; False if no such place was found."""
     size = math.exp(rng.uniform(*np.log(SIZES)))
     turned_outline = turned(outline, size, size * rng.uniform(0.65, 1), rng.uniform(0, 2 * math.pi))
-    color = color_apart(rng, [canvas.ground], 100)
+    color = color_apart(rng, canvas.colors, 90)
     height, width = canvas.owner.shape
     for _ in range(trials):
         figure = stencil(turned_outline, (rng.uniform(0, width), rng.uniform(0, height)))
