@@ -67,6 +67,18 @@ def _matcher_config(name: str) -> CN:
     node.KEEP_UNREACHABLE = False
     # Matchers that pick candidates: how many per level.
     node.TOPK = 9
+    # FCOS, Center: smallest and largest distance in pixels that each level regresses.
+    node.SIZE_RANGES = [[-1, 64], [64, 128], [128, 256], [256, 512], [512, float("inf")]]
+    # ATSS: side of the anchor whose IoU decides, in strides.
+    node.ANCHOR_SCALE = 8.0
+    # OneNet, foreground loss: factors of the class, L1 and GIoU terms of the cost (the foreground
+    # loss has its class term as it is, and no L1).
+    node.COST_CLS = 2.0
+    node.COST_L1 = 5.0
+    node.COST_GIOU = 2.0
+    # The focal loss in their class term; keep it equal to LOSS.FOCAL_*.
+    node.FOCAL_ALPHA = 0.25
+    node.FOCAL_GAMMA = 2.0
     return node
 
 
@@ -80,6 +92,10 @@ def _add_matching_config(node: CN) -> None:
     node.LOSS.CLS_WEIGHT = 1.0
     # GIoU loss of the boxes.
     node.LOSS.REG_WEIGHT = 2.0
+    # L1 loss of their coordinates in sizes of the image ("loss_box_l1", OneNet).
+    node.LOSS.L1_WEIGHT = 0.0
+    # What losses are divided by: the number of "foreground" locations, or of "gts" (OneNet).
+    node.LOSS.NORMALIZER = "foreground"
 
     # One-to-many classification loss beside the one-to-one losses ("loss_cls_aux").
     node.AUX = CN()

@@ -56,3 +56,17 @@ def focal_loss(
 def giou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """1 - GIoU, element by element: (P, 4) and (P, 4) xyxy to (P,) in [0, 2]."""
     return 1 - giou(boxes, gt_boxes)
+
+
+def l1_loss(boxes: Tensor, gt_boxes: Tensor, image_sizes: Tensor) -> Tensor:
+    """Sum of the absolute differences of the coordinates, in sizes of the image.
+
+    Args:
+        boxes, gt_boxes: (P, 4) xyxy in pixels.
+        image_sizes: (P, 2) height and width of the input without padding, in pixels.
+
+    Returns:
+        (P,) non-negative.
+    """
+    scale = image_sizes.flip(1).repeat(1, 2)
+    return ((boxes - gt_boxes).abs() / scale).sum(dim=1)

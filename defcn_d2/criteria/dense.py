@@ -7,7 +7,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses import focal_loss, giou_loss
+from ..losses import focal_loss, giou_loss, l1_loss
 from ..matchers import Matcher, build_matcher
 from ..structures import BACKGROUND, IGNORE, Assignment, Predictions, Priors
 
@@ -28,6 +28,8 @@ class DenseCriterion(nn.Module):
         focal_gamma: float = 2.0,
         cls_weight: float = 1.0,
         reg_weight: float = 2.0,
+        l1_weight: float = 0.0,
+        normalizer: str = "foreground",
         suffix: str = "",
     ):
         """
@@ -36,16 +38,25 @@ class DenseCriterion(nn.Module):
             quality: what the quality branch of the predictions is for: "none" (not looked at),
                 "filter" (folded into the class logits) or "centerness" (a loss of its own).
             focal_alpha, focal_gamma: of the classification loss.
-            cls_weight, reg_weight: factors of the losses; a loss of weight 0 is left out.
+            cls_weight, reg_weight, l1_weight: factors of the losses of the classes, of the boxes'
+                GIoU and of their coordinates; a loss of weight 0 is left out.
+            normalizer: the losses are divided by the number of "foreground" locations, or of
+                ground truths, "gts"; the mean over the workers, at least 1.
             suffix: appended to the names of the losses.
         """
         super().__init__()
+        if normalizer not in ("foreground", "gts"):
+            raise ValueError(
+                f"MODEL.DEFCN.LOSS.NORMALIZER {normalizer!r} is unknown; one of: foreground, gts"
+            )
         self.matcher = matcher
         self.quality = quality
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.cls_weight = cls_weight
         self.reg_weight = reg_weight
+        self.l1_weight = l1_weight
+        self.normalizer = normalizer
         self.suffix = suffix
         #: Figures of the last call, for the event storage of the meta-architecture.
         self.metrics: dict[str, Tensor] = {}
@@ -58,8 +69,9 @@ class DenseCriterion(nn.Module):
             gt_instances: per image ``gt_boxes`` and ``gt_classes``; may be empty.
 
         Returns:
-            ``loss_cls``, ``loss_box_reg`` and ``loss_centerness`` (those that apply), scalars
-            in float32. Without any ground truth they are finite, and connected to all predictions.
+            ``loss_cls``, ``loss_box_reg``, ``loss_centerness`` and ``loss_box_l1`` (those that
+            apply), scalars in float32. Without any ground truth they are finite, and connected to
+            all predictions.
         """
         assignments = self.match(priors, predictions, gt_instances)
         gt_idxs = torch.stack([assignment.gt_idxs for assignment in assignments])
@@ -67,28 +79,29 @@ class DenseCriterion(nn.Module):
         gt_idxs_fg = _offset_by_image(gt_idxs[images, locations], images, gt_instances)
         gt_classes = torch.cat([gt.gt_classes for gt in gt_instances])[gt_idxs_fg]
         gt_boxes = torch.cat([gt.gt_boxes.tensor for gt in gt_instances])[gt_idxs_fg]
-        normalizer = _mean_over_workers(gt_idxs_fg.new_tensor(len(gt_idxs_fg)).float())
+        count = len(gt_idxs_fg) if self.normalizer == "foreground" else sum(map(len, gt_instances))
+        normalizer = _mean_over_workers(gt_boxes.new_tensor(count))
 
         losses = {}
         if self.cls_weight:
             loss = self._classification_loss(predictions, gt_idxs, images, locations, gt_classes)
             losses["loss_cls"] = loss * self.cls_weight / normalizer
-        if self.reg_weight:
-            box_loss = giou_loss(predictions.boxes[images, locations].float(), gt_boxes)
-            if self.quality == "centerness":
-                target = torch.stack([a.quality for a in assignments])[images, locations]
-                total = _mean_over_workers(target.sum())
-                losses["loss_centerness"] = (
-                    F.binary_cross_entropy_with_logits(
-                        predictions.quality_logits[images, locations].float(),
-                        target,
-                        reduction="sum",
-                    )
-                    / normalizer
-                )
-                losses["loss_box_reg"] = (box_loss * target).sum() * self.reg_weight / total
-            else:
-                losses["loss_box_reg"] = box_loss.sum() * self.reg_weight / normalizer
+        boxes = predictions.boxes[images, locations].float()
+        if self.l1_weight:
+            image_sizes = gt_boxes.new_tensor([gt.image_size for gt in gt_instances])[images]
+            loss = l1_loss(boxes, gt_boxes, image_sizes).sum()
+            losses["loss_box_l1"] = loss * self.l1_weight / normalizer
+        if self.reg_weight and self.quality == "centerness":
+            assert predictions.quality_logits is not None
+            centerness = self._centerness(assignments)[images, locations]
+            loss = (giou_loss(boxes, gt_boxes) * centerness).sum()
+            losses["loss_box_reg"] = loss * self.reg_weight / _mean_over_workers(centerness.sum())
+            logits = predictions.quality_logits[images, locations].float()
+            loss = F.binary_cross_entropy_with_logits(logits, centerness, reduction="sum")
+            losses["loss_centerness"] = loss / normalizer
+        elif self.reg_weight:
+            loss = giou_loss(boxes, gt_boxes).sum()
+            losses["loss_box_reg"] = loss * self.reg_weight / normalizer
         self.metrics = self._figures(gt_idxs, gt_instances)
         return {name + self.suffix: loss for name, loss in losses.items()}
 
@@ -108,6 +121,16 @@ class DenseCriterion(nn.Module):
         boxes = predictions.boxes
         gt_idxs = torch.full((boxes.shape[1],), BACKGROUND, device=boxes.device)
         return Assignment(gt_idxs, quality=torch.zeros_like(gt_idxs, dtype=torch.float32))
+
+    def _centerness(self, assignments: list[Assignment]) -> Tensor:
+        """(N, R) targets of the centerness branch."""
+        qualities = [a.quality for a in assignments if a.quality is not None]
+        if len(qualities) < len(assignments):
+            raise ValueError(
+                "MODEL.DEFCN.QUALITY_BRANCH 'centerness' needs a matcher that gives a quality, not "
+                f"{type(self.matcher).__name__}; set MATCHER.NAME to FCOS or ATSS"
+            )
+        return torch.stack(qualities)
 
     def _classification_loss(
         self,
@@ -145,6 +168,8 @@ def build_criteria(cfg: CfgNode) -> nn.ModuleList:
             quality=node.QUALITY_BRANCH,
             cls_weight=node.LOSS.CLS_WEIGHT,
             reg_weight=node.LOSS.REG_WEIGHT,
+            l1_weight=node.LOSS.L1_WEIGHT,
+            normalizer=node.LOSS.NORMALIZER,
             **focal,
         )
     ]

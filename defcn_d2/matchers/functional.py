@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from ..box_ops import pairwise_ltrb
+from ..box_ops import EPS, pairwise_ltrb
 from ..structures import BACKGROUND, Priors
 
 
@@ -54,16 +54,50 @@ def inside_center(priors: Priors, gt_boxes: Tensor, radius: float) -> Tensor:
     return pairwise_ltrb(priors.centers, regions).amin(dim=-1) > 0
 
 
+def inside_size_range(
+    priors: Priors, gt_boxes: Tensor, size_ranges: list[tuple[float, float]]
+) -> Tensor:
+    """Pairs whose longest distance from location to side, max(l, t, r, b), suits the level.
+
+    Args:
+        gt_boxes: (M, 4) xyxy.
+        size_ranges: smallest and largest distance in pixels per level, both included
+            (arXiv 1904.01355, section 3.2).
+
+    Returns:
+        (M, R) bool.
+
+    Raises:
+        ValueError: not one range a level.
+    """
+    if len(size_ranges) != len(priors.level_sizes):
+        raise ValueError(
+            f"MATCHER.SIZE_RANGES has {len(size_ranges)} ranges for {len(priors.level_sizes)} "
+            "levels; give one range for each of MODEL.DEFCN.IN_FEATURES"
+        )
+    longest = pairwise_ltrb(priors.centers, gt_boxes).amax(dim=-1)
+    suits = [
+        (level >= low) & (level <= high)
+        for level, (low, high) in zip(
+            longest.split(priors.level_sizes, dim=1), size_ranges, strict=True
+        )
+    ]
+    return torch.cat(suits, dim=1)
+
+
 def topk(score: Tensor, k: int) -> Tensor:
     """The k best priors of each ground truth (all, where there are fewer).
 
     Args:
-        score: (M, R) float.
+        score: (M, R) float; with k = 1 ties go to the first prior, else to any.
 
     Returns:
         (M, R) bool with min(k, R) pairs a row.
     """
-    best = score.topk(min(k, score.shape[1]), dim=1).indices
+    if k == 1:
+        best = score.argmax(dim=1, keepdim=True)
+    else:
+        best = score.topk(min(k, score.shape[1]), dim=1).indices
     return torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, True)
 
 
@@ -100,6 +134,27 @@ def above_mean_std(score: Tensor, candidates: Tensor) -> Tensor:
     return score >= threshold
 
 
+def centerness(priors: Priors, gt_boxes: Tensor, gt_idxs: Tensor) -> Tensor:
+    """How central every prior's location is in the ground truth that it learns.
+
+    sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))  (arXiv 1904.01355, eq. 3).
+
+    Args:
+        gt_boxes: (M, 4) xyxy.
+        gt_idxs: (R,) int64, index of the ground truth or ``BACKGROUND``.
+
+    Returns:
+        (R,) float in [0, 1]; 0 for background and for locations outside of their box.
+    """
+    foreground = torch.nonzero(gt_idxs >= 0).squeeze(1)
+    boxes, centers = gt_boxes[gt_idxs[foreground]], priors.centers[foreground]
+    low, high = centers - boxes[:, :2], boxes[:, 2:] - centers
+    ratios = torch.minimum(low, high).clamp(min=0) / torch.maximum(low, high).clamp(min=EPS)
+    return priors.strides.new_zeros(len(priors)).index_put_(
+        (foreground,), ratios.prod(dim=1).sqrt()
+    )
+
+
 def best_gt(score: Tensor, mask: Tensor) -> Tensor:
     """Give every prior the allowed ground truth of highest score, if it has any.
 
@@ -114,42 +169,62 @@ def best_gt(score: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.any(dim=0), gt_idxs, BACKGROUND)
 
 
-def hungarian(score: Tensor, mask: Tensor) -> Tensor:
+def hungarian(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Tensor:
     """One-to-one matching of the highest total score over the allowed pairs.
 
-    Equals ``scipy.optimize.linear_sum_assignment`` on the full matrix with -1 at the pairs that
-    are not allowed, less its pairs of -1: a ground truth without a location left stays unmatched.
+    Equals ``scipy.optimize.linear_sum_assignment`` on the full matrix with ``unmatched`` at the
+    pairs that are not allowed, less those pairs: a ground truth without a location left stays
+    unmatched.
 
     Args:
-        score: (M, R) float in [0, 1] where allowed. NaN is never matched.
+        score: (M, R) float. NaN and infinity are never matched.
         mask: (M, R) bool, the allowed pairs.
+        unmatched: below all scores; what a ground truth that stays unmatched adds to the total.
+            Far below them, as many as possible are matched, whatever the scores.
 
     Returns:
         (R,) int64, index of the ground truth or ``BACKGROUND``.
     """
     num_gts, num_priors = score.shape
-    gts, priors = torch.nonzero(mask & ~score.isnan(), as_tuple=True)
+    gts, priors = torch.nonzero(mask & score.isfinite(), as_tuple=True)
     # One transfer: indices are exact in float64, float32 scores too.
     pairs = torch.stack([gts.double(), priors.double(), score[gts, priors].double()]).cpu().numpy()
     matched_gts, matched_priors = _max_weight_matching(
-        pairs[0].astype(np.int64), pairs[1].astype(np.int64), pairs[2] + 1, num_gts, num_priors
+        pairs[0].astype(np.int64),
+        pairs[1].astype(np.int64),
+        _above_unmatched(pairs[2], unmatched, num_gts),
+        num_gts,
+        num_priors,
     )
     return _to_gt_idxs(matched_gts, matched_priors, score)
 
 
-def hungarian_dense(score: Tensor, mask: Tensor) -> Tensor:
+def hungarian_dense(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Tensor:
     """As ``hungarian``, but a ground truth without a location left takes any other one.
 
     What the original release does: which one, ``linear_sum_assignment`` decides.
     """
-    dense = score.masked_fill(~mask | score.isnan(), -1).cpu().numpy()
-    return _to_gt_idxs(*linear_sum_assignment(dense, maximize=True), score)
+    dense = score.masked_fill(~mask | ~score.isfinite(), unmatched).cpu().numpy()
+    matched_gts, matched_priors = linear_sum_assignment(dense, maximize=True)
+    return _to_gt_idxs(matched_gts, matched_priors, score)
+
+
+def _above_unmatched(scores: np.ndarray, unmatched: float, num_gts: int) -> np.ndarray:
+    """Weights (P,) of pairs from their scores, 0 being worth as much as no pair.
+
+    One more pair is worth at most num_gts times the range of the scores, so that a lower
+    ``unmatched`` changes nothing: not following it there keeps the digits of the scores.
+    """
+    if len(scores) == 0:
+        return scores
+    low, high = scores.min(), scores.max()
+    return scores - max(unmatched, low - num_gts * (high - low) - 1)
 
 
 def _max_weight_matching(
     rows: np.ndarray, cols: np.ndarray, weights: np.ndarray, num_rows: int, num_cols: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Matching of the highest total weight of a sparse bipartite graph, weights >= 0.
+    """Matching of the highest total weight of a sparse bipartite graph; none of weight < 0.
 
     Each row gets a private dummy column of weight 0, so that a full matching always exists; the
     solver takes a stored zero for a missing edge, hence all weights are raised by 1.
