@@ -13,6 +13,9 @@ SHAPES_CLASSES = ("ellipse", "ring", "crescent", "rectangle", "triangle", "star"
 SHAPES = Recipe(
     "shapes", 1, "defcn_d2.data.shapes", "annotations.json", {"train": 2000, "val": 300}
 )
+SHAPES_CROWD = Recipe(
+    "shapes_crowd", 1, "defcn_d2.data.shapes_crowd", "annotation.odgt", {"train": 2000, "val": 300}
+)
 
 
 def register_shapes(

@@ -6,6 +6,7 @@ from OpenCV's integer polygon fill on a finer grid, so that labels do not hang o
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,22 @@ Outline = Sequence[npt.NDArray[np.float64]]
 
 _SUBPIXELS = 4  # coverage is counted on a grid 4 times finer: 17 levels of anti-aliasing
 _COVERED = 128  # a pixel belongs to a figure that covers at least half of it
+
+
+def generator(kind: str, split: str, seed: int, index: int) -> np.random.Generator:
+    """The source of chance for one image, other for every combination of the arguments."""
+    return np.random.default_rng([seed, zlib.crc32(f"{kind} {split}".encode()), index])
+
+
+def arc(start: float, end: float, vertices: int = 48) -> npt.NDArray[np.float64]:
+    """Points (vertices, 2) of the unit circle between two angles in radians, both included."""
+    angles = np.linspace(start, end, vertices)
+    return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def regular(vertices: int) -> npt.NDArray[np.float64]:
+    """A regular polygon (vertices, 2) in the unit circle, its first corner at (1, 0)."""
+    return arc(0, 2 * np.pi, vertices + 1)[:-1]
 
 
 def turned(outline: Outline, width: float, height: float, angle: float) -> list[np.ndarray]:
@@ -45,6 +62,12 @@ class Stencil:
     def inside(self) -> npt.NDArray[np.bool_]:
         """(h, w): the pixels that the figure covers at least by half."""
         return self.coverage >= _COVERED
+
+    @property
+    def box(self) -> tuple[int, int, int, int] | None:
+        """Tight box x, y, w, h of the covered pixels, in the image's coordinates, if any."""
+        found = tight_box(self.inside)
+        return found and (found[0] + self.x, found[1] + self.y, *found[2:])
 
     def clipped(self, width: int, height: int) -> Stencil:
         """The part within a `width` x `height` image (of zero size where there is none)."""
@@ -162,9 +185,18 @@ class Canvas:
     def __post_init__(self) -> None:
         self.owner = np.full(self.pixels.shape[:2], -1, np.int32)
 
+    @property
+    def width(self) -> int:
+        return self.owner.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.owner.shape[0]
+
     @classmethod
-    def with_ground(cls, rng: np.random.Generator, width: int, height: int) -> Canvas:
-        """A canvas (height, width, 3) of textured ground of a random colour."""
+    def with_ground(cls, rng: np.random.Generator, sides: tuple[int, int]) -> Canvas:
+        """A canvas of textured ground of a random colour; `sides` are the limits of both sides."""
+        width, height = (int(side) for side in rng.integers(*sides, 2, endpoint=True))
         color = rng.uniform(40, 215, 3).astype(np.float32)
         surface = texture(rng, width, height, color, 14)
         for cell, contrast in ((60, 30), (9, 12)):
@@ -181,23 +213,34 @@ class Canvas:
 
     def leaves_visible(self, figure: Stencil, share: float) -> bool:
         """Whether every figure, `figure` included, would show at least `share` of its full area."""
-        part = figure.clipped(self.owner.shape[1], self.owner.shape[0])
+        part = figure.clipped(self.width, self.height)
         if part.inside.sum() < share * figure.inside.sum():
             return False
         return bool((self.visible_areas(part) >= share * np.array(self.full_areas)).all())
 
-    def paint(self, rng: np.random.Generator, figure: Stencil, color: Array) -> None:
-        """Paint a textured figure with a darker contour on top of what is there."""
-        part = figure.clipped(self.owner.shape[1], self.owner.shape[0])
+    def paint(
+        self,
+        rng: np.random.Generator,
+        figure: Stencil,
+        color: Array,
+        opacity: float = 1,
+        owned: bool = True,
+    ) -> None:
+        """Paint a textured figure with a darker contour on top of what is there.
+
+        One that is not `owned` belongs to the ground: it has no pixels and hides nothing.
+        """
+        part = figure.clipped(self.width, self.height)
         height, width = part.coverage.shape
         surface = texture(rng, width, height, color, 32)
         surface *= 1 - part.edge[:, :, None] * np.float32(0.6 / 255)
         under = self._window(self.pixels, part)
-        alpha = part.coverage[:, :, None] * np.float32(1 / 255)
+        alpha = part.coverage[:, :, None] * np.float32(opacity / 255)
         under[...] = np.clip(np.rint(under + (surface - under) * alpha), 0, 255).astype(np.uint8)
-        self._window(self.owner, part)[part.inside] = len(self.full_areas)
-        self.full_areas.append(int(figure.inside.sum()))
-        self.colors.append(color)
+        if owned:
+            self._window(self.owner, part)[part.inside] = len(self.full_areas)
+            self.full_areas.append(int(figure.inside.sum()))
+            self.colors.append(color)
 
     @staticmethod
     def _window(plane: np.ndarray, part: Stencil) -> np.ndarray:

@@ -12,13 +12,22 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 
 import numpy as np
 
 from .builtin import SHAPES
 from .builtin import SHAPES_CLASSES as CLASSES
-from .drawing import Canvas, Outline, color_apart, stencil, tight_box, turned
+from .drawing import (
+    Canvas,
+    Outline,
+    arc,
+    color_apart,
+    generator,
+    regular,
+    stencil,
+    tight_box,
+    turned,
+)
 from .generation import Record, command_line
 
 MAX_FIGURES = 10
@@ -27,21 +36,11 @@ SIZES = (18.0, 190.0)  # pixels, diameter of the circle around a figure: log-uni
 SIDES = (192, 288)  # pixels, height and width of an image
 
 
-def _arc(start: float, end: float, vertices: int = 48) -> np.ndarray:
-    """Points (vertices, 2) of the unit circle, both ends included."""
-    angles = np.linspace(start, end, vertices)
-    return np.stack([np.cos(angles), np.sin(angles)], 1)
-
-
-def _regular(vertices: int) -> np.ndarray:
-    return _arc(0, 2 * math.pi, vertices + 1)[:-1]
-
-
 def _crescent(tip: float = 0.9, shift: float = 0.55) -> np.ndarray:
     """The unit disc less a disc around (`shift`, 0); its two ends are at the angles +-`tip`."""
-    outer = _arc(tip, 2 * math.pi - tip)
+    outer = arc(tip, 2 * math.pi - tip)
     x, y = math.cos(tip) - shift, math.sin(tip)
-    inner = _arc(-math.atan2(y, x), math.atan2(y, x) - 2 * math.pi) * math.hypot(x, y)
+    inner = arc(-math.atan2(y, x), math.atan2(y, x) - 2 * math.pi) * math.hypot(x, y)
     return np.concatenate([outer, inner + (shift, 0)])
 
 
@@ -51,12 +50,12 @@ def _cross(arm: float = 0.3) -> np.ndarray:
 
 
 OUTLINES: dict[str, Outline] = {
-    "ellipse": [_regular(48)],
-    "ring": [_regular(48), _regular(48) * 0.55],
+    "ellipse": [regular(48)],
+    "ring": [regular(48), regular(48) * 0.55],
     "crescent": [_crescent()],
-    "rectangle": [_regular(4) @ [[0.5**0.5, 0.5**0.5], [-(0.5**0.5), 0.5**0.5]]],
-    "triangle": [_regular(3)],
-    "star": [_regular(10) * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]],
+    "rectangle": [regular(4) @ [[0.5**0.5, 0.5**0.5], [-(0.5**0.5), 0.5**0.5]]],
+    "triangle": [regular(3)],
+    "star": [regular(10) * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]],
     "cross": [_cross()],
 }
 
@@ -67,9 +66,8 @@ def draw(split: str, seed: int, index: int) -> tuple[np.ndarray, Record]:
     The record holds `width`, `height` and `figures`, from back to front: `category` (index in
     `CLASSES`), `bbox` (x, y, w, h in pixels, tight around what is seen), `area` (pixels seen).
     """
-    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
-    width, height = (int(v) for v in rng.integers(*SIDES, 2, endpoint=True))
-    canvas = Canvas.with_ground(rng, width, height)
+    rng = generator("shapes", split, seed, index)
+    canvas = Canvas.with_ground(rng, SIDES)
     categories: list[int] = []
     for _ in range(rng.integers(MAX_FIGURES, endpoint=True)):
         category = int(rng.integers(len(CLASSES)))
@@ -83,7 +81,7 @@ def draw(split: str, seed: int, index: int) -> tuple[np.ndarray, Record]:
         }
         for figure, category in enumerate(categories)
     ]
-    return canvas.pixels, {"width": width, "height": height, "figures": figures}
+    return canvas.pixels, {"width": canvas.width, "height": canvas.height, "figures": figures}
 
 
 def _place(rng: np.random.Generator, canvas: Canvas, outline: Outline, trials: int = 10) -> bool:
@@ -91,9 +89,9 @@ def _place(rng: np.random.Generator, canvas: Canvas, outline: Outline, trials: i
     size = math.exp(rng.uniform(*np.log(SIZES)))
     turned_outline = turned(outline, size, size * rng.uniform(0.65, 1), rng.uniform(0, 2 * math.pi))
     color = color_apart(rng, canvas.colors, 90)
-    height, width = canvas.owner.shape
     for _ in range(trials):
-        figure = stencil(turned_outline, (rng.uniform(0, width), rng.uniform(0, height)))
+        center = rng.uniform(0, canvas.width), rng.uniform(0, canvas.height)
+        figure = stencil(turned_outline, center)
         if canvas.leaves_visible(figure, MIN_VISIBLE):
             canvas.paint(rng, figure, color)
             return True
