@@ -14,6 +14,9 @@ from torch import Tensor
 from ..box_ops import EPS, pairwise_ltrb
 from ..structures import BACKGROUND, Priors
 
+# Matrices of more entries are solved sparsely, which is faster there.
+DENSE_PAIRS = 2**18
+
 
 def inside_box(priors: Priors, gt_boxes: Tensor) -> Tensor:
     """Pairs whose location lies strictly inside the box.
@@ -174,7 +177,8 @@ def hungarian(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Tensor:
 
     Equals ``scipy.optimize.linear_sum_assignment`` on the full matrix with ``unmatched`` at the
     pairs that are not allowed, less those pairs: a ground truth without a location left stays
-    unmatched.
+    unmatched. Up to ``DENSE_PAIRS`` that holds for ties, too: before training, when predicted boxes
+    are empty, all scores may be 0.
 
     Args:
         score: (M, R) float. NaN and infinity are never matched.
@@ -185,8 +189,32 @@ def hungarian(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Tensor:
     Returns:
         (R,) int64, index of the ground truth or ``BACKGROUND``.
     """
+    mask = mask & score.isfinite()
+    columns = _deciding_columns(mask)
+    if len(score) * len(columns) > DENSE_PAIRS:
+        return _hungarian_sparse(score, mask, unmatched)
+    dense = score[:, columns].masked_fill(~mask[:, columns], unmatched).cpu().numpy()
+    gts, matched = linear_sum_assignment(dense, maximize=True)
+    real = dense[gts, matched] > unmatched
+    return _to_gt_idxs(gts[real], columns.cpu().numpy()[matched[real]], score)
+
+
+def _deciding_columns(mask: Tensor) -> Tensor:
+    """Indices of the priors that can change what ``linear_sum_assignment`` returns, ascending.
+
+    Those that any ground truth may take; and the first M + 1, of which at least one is always free
+    for a ground truth without a location: ties go to the lowest index, and what the solver moves
+    about in its list of columns are the first M at most.
+    """
+    used = mask.any(dim=0)
+    used[: len(mask) + 1] = True
+    return torch.nonzero(used).squeeze(1)
+
+
+def _hungarian_sparse(score: Tensor, mask: Tensor, unmatched: float) -> Tensor:
+    """``hungarian`` in time and memory that grow with the allowed pairs alone."""
     num_gts, num_priors = score.shape
-    gts, priors = torch.nonzero(mask & score.isfinite(), as_tuple=True)
+    gts, priors = torch.nonzero(mask, as_tuple=True)
     # One transfer: indices are exact in float64, float32 scores too.
     pairs = torch.stack([gts.double(), priors.double(), score[gts, priors].double()]).cpu().numpy()
     matched_gts, matched_priors = _max_weight_matching(
