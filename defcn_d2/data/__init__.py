@@ -1,9 +1,16 @@
-"""Data sets: importing this package registers the built-in ones, drawn when first asked for."""
+"""Data sets: importing this package registers them; the built-in ones are drawn when asked for."""
 
-from .builtin import register_shapes
+from .builtin import register_all, register_shapes, register_shapes_crowd
+from .crowdhuman import load_crowdhuman, register_crowdhuman
 from .generation import DatasetError, datasets_root
 
-__all__ = ["DatasetError", "datasets_root", "register_shapes"]
+__all__ = [
+    "DatasetError",
+    "datasets_root",
+    "load_crowdhuman",
+    "register_crowdhuman",
+    "register_shapes",
+    "register_shapes_crowd",
+]
 
-for _split in ("train", "val"):
-    register_shapes(f"shapes_{_split}", datasets_root(), _split)
+register_all(datasets_root())

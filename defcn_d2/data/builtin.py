@@ -1,13 +1,15 @@
-"""Registration of the built-in data sets; what draws them is imported at a set's first use."""
+"""Registration of the data sets; what draws or reads one is imported at its first use."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .generation import GeneratedSet, Recipe
+from .crowdhuman import register_crowdhuman
+from .generation import DatasetError, GeneratedSet, Recipe
 
 SHAPES_CLASSES = ("ellipse", "ring", "crescent", "rectangle", "triangle", "star", "cross")
 SHAPES = Recipe(
@@ -40,3 +42,34 @@ def register_shapes(
         thing_classes=list(SHAPES_CLASSES),
         evaluator_type="coco",
     )
+
+
+def register_shapes_crowd(
+    name: str, root: str | Path, split: str, num_images: int | None = None, seed: int | None = None
+) -> None:
+    """Register a crowd of figures (see `shapes_crowd.py`), in CrowdHuman's format.
+
+    As `register_shapes`; it lies in `root`/shapes_crowd/`split`.
+    """
+    crowd = GeneratedSet(SHAPES_CROWD, Path(root), split, num_images, seed)
+    register_crowdhuman(name, crowd.annotations, crowd.images, prepare=crowd.ensure)
+
+
+def register_all(root: Path) -> None:
+    """Register the built-in sets and CrowdHuman, all below `root`."""
+    for split in ("train", "val"):
+        register_shapes(f"shapes_{split}", root, split)
+        register_shapes_crowd(f"shapes_crowd_{split}", root, split)
+        odgt = root / "crowdhuman" / f"annotation_{split}.odgt"
+        register_crowdhuman(
+            f"crowdhuman_{split}", odgt, odgt.parent / "Images", partial(_demand_crowdhuman, odgt)
+        )
+
+
+def _demand_crowdhuman(odgt: Path) -> None:
+    if not odgt.is_file():
+        raise DatasetError(
+            f"{odgt} does not exist. Download CrowdHuman and put annotation_train.odgt, "
+            "annotation_val.odgt and the folder Images there, or let $DETECTRON2_DATASETS name the "
+            "folder that holds the folder crowdhuman."
+        )

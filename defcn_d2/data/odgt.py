@@ -1,0 +1,137 @@
+"""CrowdHuman's annotation format (.odgt), one JSON object per line: checked as it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .generation import DatasetError
+
+_LIMIT = 1e7  # pixels: a coordinate beyond it is a mistake
+
+
+class AnnotationError(DatasetError, ValueError):
+    """A line of an annotation file is not what it should be; the message has its number."""
+
+
+@dataclass(frozen=True)
+class OdgtImage:
+    """An annotated image: `boxes` (G, 4) float64 are full boxes x, y, w, h in pixels, not clipped.
+
+    `ignored` (G,) bool marks ignore regions: a tag other than `person`, or `extra.ignore` not zero.
+    `size` is (width, height), None where the line does not tell.
+    """
+
+    id: str
+    boxes: npt.NDArray[np.float64]
+    ignored: npt.NDArray[np.bool_]
+    size: tuple[int, int] | None
+
+    @property
+    def file_name(self) -> str:
+        """The image's path below the folder of images."""
+        return f"{self.id}.jpg"
+
+
+def read_odgt(path: Path) -> list[OdgtImage]:
+    """All images of an annotation file. AnnotationError tells a bad line's file and number."""
+    images: list[OdgtImage] = []
+    first_lines: dict[str, int] = {}
+    for number, line in _lines(path):
+        try:
+            image = _image(line)
+            if image.id in first_lines:
+                raise ValueError(f"ID {image.id!r} stands in line {first_lines[image.id]} already")
+        except ValueError as error:
+            raise AnnotationError(f"{path}, line {number}: {error}") from None
+        first_lines[image.id] = number
+        images.append(image)
+    if not images:
+        raise AnnotationError(f"{path} holds no images: expected one JSON object per line")
+    return images
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line
+
+
+def _image(line: bytes) -> OdgtImage:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a JSON object ({error})") from None
+    image_id = _field(value, "ID", str)
+    path = PurePosixPath(image_id)
+    if not image_id or path.is_absolute() or ".." in path.parts or "\0" in image_id:
+        raise ValueError(f"ID {image_id!r} is no path below the folder of images")
+    people = [_box(box, number) for number, box in enumerate(_field(value, "gtboxes", list))]
+    return OdgtImage(
+        image_id,
+        np.array([box for box, _ in people], np.float64).reshape(-1, 4),
+        np.array([ignored for _, ignored in people], bool),
+        _size(value),
+    )
+
+
+def _box(value: Any, number: int) -> tuple[list[float], bool]:
+    """The full box of an entry of `gtboxes`, and whether it is an ignore region."""
+    try:
+        tag = _field(value, "tag", str)
+        full = _field(value, "fbox", list)
+        if not is_box(full):
+            raise ValueError(f"fbox must be x, y, width, height in pixels, got {shown(full)}")
+        extra = _field(value, "extra", dict) if "extra" in value else {}
+        ignore = extra.get("ignore", 0)
+        if not isinstance(ignore, (int, float)):
+            raise ValueError(f"extra.ignore must be a number, got {ignore!r}")
+    except ValueError as error:
+        raise ValueError(f"gtboxes[{number}]: {error}") from None
+    return full, tag != "person" or ignore != 0
+
+
+def _size(value: dict[str, Any]) -> tuple[int, int] | None:
+    if "width" not in value and "height" not in value:
+        return None
+    width, height = _field(value, "width", int), _field(value, "height", int)
+    if not (0 < width < _LIMIT and 0 < height < _LIMIT):
+        raise ValueError(f"no image has width {width} and height {height}")
+    return width, height
+
+
+def _field(value: Any, name: str, kind: type) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {shown(value)}")
+    if name not in value:
+        raise ValueError(f"{name!r} is missing")
+    if not isinstance(value[name], kind) or isinstance(value[name], bool):
+        names = {str: "a string", list: "a list", dict: "an object", int: "a whole number"}
+        raise ValueError(f"{name!r} must be {names[kind]}, got {shown(value[name])}")
+    return value[name]
+
+
+def is_box(value: Any) -> bool:
+    """Four numbers x, y, w, h, the latter two not negative."""
+    numbers = isinstance(value, list) and len(value) == 4 and all(is_number(v) for v in value)
+    return numbers and min(value[2:]) >= 0
+
+
+def is_number(value: Any) -> bool:
+    """Finite and sensible; NaN and infinities, which Python's JSON accepts, are not."""
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and -_LIMIT < value < _LIMIT
+    )
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, cut if long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
