@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import detectron2_patches as patches
@@ -40,6 +41,9 @@ UPSTREAM_PATIENCE = 15.0
 
 RELEASE_NAME, RELEASE_VERSION = "detectron2-cdo", "0.5"
 RELEASE_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
+
+UPSTREAM_TOOLS = ("setuptools<81", "wheel", "ninja")
+"""Its model zoo imports pkg_resources, which setuptools 81 dropped; ninja compiles in parallel."""
 
 # Runs in a process of its own: a failed import must not leave half of torch behind, and the
 # working directory, where a folder named detectron2 may lie, must not be searched.
@@ -57,22 +61,25 @@ def say(text: str) -> None:
 # ---------------------------------------------------------------------------- what is there
 
 
-def importable() -> str | None:
-    """'0.5 (/path/of/the/package)' if Detectron2 imports, else None.
+@dataclass(frozen=True)
+class Found:
+    """The Detectron2 of this Python: what it is, or why it does not import (None: not there)."""
 
-    One that is there but does not import is reported, with the last line of the error.
-    """
+    description: str | None
+    error: str | None = None
+
+
+def importable() -> Found:
+    """Try to import Detectron2, as in '0.5 (/path/of/the/package)'."""
     with tempfile.TemporaryDirectory() as elsewhere:
         result = subprocess.run(
             [sys.executable, "-c", PROBE], cwd=elsewhere, capture_output=True, text=True
         )
     found = re.search(r"^found (\S+) (.+)$", result.stdout, re.MULTILINE)
     if result.returncode == 0 and found:
-        return f"{found[1]} ({found[2]})"
+        return Found(f"{found[1]} ({found[2]})")
     error = (result.stderr.strip().splitlines() or ["no message"])[-1]
-    if "No module named 'detectron2'" not in error:
-        say(f"one is installed but does not import ({error}); installing another over it")
-    return None
+    return Found(None, None if "No module named 'detectron2'" in error else error)
 
 
 def has_compiler() -> bool:
@@ -96,21 +103,22 @@ def check_prerequisites() -> None:
 # ------------------------------------------------------------------------------ installation
 
 
-def pip_install(target: str, constraint: Path | None, setuptools: str = "setuptools<81") -> None:
+def pip_install(
+    target: str, constraint: Path | None, tools: tuple[str, ...] = UPSTREAM_TOOLS
+) -> None:
     """``pip install`` of a folder, archive, URL or requirement, built against this torch.
 
     Args:
         target: what to install.
         constraint: constraints file for pip.
-        setuptools: the setuptools it needs, as a requirement. Upstream's model zoo imports
-            pkg_resources, which setuptools 81 dropped.
+        tools: requirements that the build needs.
 
     Raises:
         InstallError: pip failed; its own output has said why.
     """
     # Detectron2 declares no build requirements: what its setup.py and those of its dependencies
     # import (torch, setuptools, wheel) has to be in this environment.
-    run_pip([setuptools, "wheel"], constraint)
+    run_pip([*tools], constraint)
     run_pip(["--no-build-isolation", target], constraint)
 
 
@@ -148,8 +156,8 @@ def install_release(archive: bytes, constraint: Path | None) -> str:
             applied = patches.apply_rules(source)
         except patches.PatchError as error:
             raise InstallError(f"{error}; see tools/detectron2_patches.py") from error
-        say(f"repaired the source by {len(applied)} rules: {', '.join(applied)}")
-        pip_install(str(source), constraint, setuptools="setuptools")
+        say(f"repaired the source by the {len(applied)} rules of tools/detectron2_patches.py")
+        pip_install(str(source), constraint, tools=("setuptools", "wheel"))
     return f"{RELEASE_NAME}=={RELEASE_VERSION}, repaired for this torch, numpy and Pillow"
 
 
@@ -192,12 +200,14 @@ def install_folder(path: Path, constraint: Path | None) -> None:
             f"DETECTRON2={path}: building it needs a C++ compiler, and $CXX or c++ is not there; "
             "install one (apt-get install g++), then run this again"
         )
-    left_out = shutil.ignore_patterns(
-        ".git", ".venv", "build", "output", "datasets", "*.egg-info", "*.so", "__pycache__"
-    )
+    left_out = (".git", ".venv", "build", "output", "datasets")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        return set(left_out).intersection(names) if Path(folder) == path else set()
+
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "detectron2"
-        shutil.copytree(path, copy, symlinks=True, ignore=left_out)
+        shutil.copytree(path, copy, symlinks=True, ignore=ignore)
         pip_install(str(copy), constraint)
 
 
@@ -244,10 +254,12 @@ def choose(setting: str | None, constraint: Path | None) -> str:
         InstallError: none could be.
     """
     found = importable()
-    if found:
+    if found.description:
         if setting:
             say(f"DETECTRON2={setting} is not used: uninstall the one that is there to change it")
-        return f"{found}, already there"
+        return f"{found.description}, already there"
+    if found.error:
+        say(f"one is there but does not import ({found.error}); installing another over it")
     check_prerequisites()
     taken = None
     if setting:
@@ -268,9 +280,9 @@ def choose(setting: str | None, constraint: Path | None) -> str:
     if taken is None:
         raise InstallError("no source of Detectron2 could be reached; set DETECTRON2 to one")
     found = importable()
-    if not found:
-        raise InstallError(f"{taken} was installed but does not import; the reason stands above")
-    return f"{found}, from {taken}"
+    if not found.description:
+        raise InstallError(f"{taken} was installed but does not import: {found.error}")
+    return f"{found.description}, from {taken}"
 
 
 def main(arguments: list[str] | None = None) -> int:

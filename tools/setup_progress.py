@@ -18,15 +18,12 @@ QUIET_INTERVAL = 20.0
 TAIL = 15
 """Lines of a failed command's output that are shown; all of it is in the stage's log."""
 
+NOISE = re.compile(r"detectron2: |Requirement already satisfied|WARNING: Location .* is ignored")
 RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
 class CommandFailed(Exception):
-    """A command exited with an error; ``output`` is what it printed."""
-
-    def __init__(self, output: str) -> None:
-        super().__init__(output)
-        self.output = output
+    """A command exited with an error; the message is what it printed."""
 
 
 def describe(line: str) -> str | None:
@@ -53,10 +50,12 @@ class Reporter:
 
     Attributes:
         stages_run: number of stages started.
+        shared: file descriptors that the commands inherit.
     """
 
     def __init__(self, stream: IO[str] = sys.stdout) -> None:
         self.stream = stream
+        self.shared: tuple[int, ...] = ()
         self.live = stream.isatty()
         self.stages_run = 0
         self.title, self.log = "", Path(os.devnull)
@@ -99,12 +98,18 @@ class Reporter:
             self.shown = now
             self.say(f"      {status}, {clock(now - self.began)}")
 
-    def run(self, command: list[str], environment: dict[str, str] | None = None) -> None:
+    def run(
+        self,
+        command: list[str],
+        environment: dict[str, str] | None = None,
+        status: str = "working",
+    ) -> None:
         """Run a command, its output in the log, its progress on the screen.
 
         Args:
             command: program and arguments.
             environment: variables to set, besides those of this process.
+            status: what it does, shown until its output says more.
 
         Raises:
             CommandFailed: it exited with an error; the end of its output has been shown.
@@ -128,24 +133,28 @@ class Reporter:
                 text=True,
                 errors="replace",
                 env=variables,
+                pass_fds=self.shared,
             )
             try:
-                output = self._follow(process, log)
+                output = self._follow(process, log, status)
             except BaseException:
                 process.kill()
                 raise
         if process.wait() != 0:
-            for line in output[-TAIL:]:
-                self.say(f"      | {line}")
+            if process.returncode < 0:
+                output.append(f"ended by signal {-process.returncode}")
+            telling = [line for line in output if line.strip() and not NOISE.match(line)]
+            for line in telling[-TAIL:]:
+                self.say(f"      | {line[:300]}")
             raise CommandFailed("\n".join(output))
 
-    def _follow(self, process: subprocess.Popen[str], log: IO[str]) -> list[str]:
+    def _follow(self, process: subprocess.Popen[str], log: IO[str], status: str) -> list[str]:
         """Read a process's output to its end; its lines without pip's progress."""
         lines: queue.Queue[str | None] = queue.Queue()
         assert process.stdout is not None
         threading.Thread(target=pump, args=(process.stdout, lines), daemon=True).start()
         output: list[str] = []
-        status, percent = "working", ""
+        percent = ""
         while True:
             try:
                 line = lines.get(timeout=0.5)

@@ -71,7 +71,11 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         r"Permission denied|\[Errno 13\]|Read-only file system",
         "a file could not be written: check the owner and the rights of {venv}",
     ),
-    (r"Killed|MemoryError|out of memory", "not enough memory: close other programs, run it again"),
+    (
+        r"ended by signal|MemoryError|Cannot allocate memory",
+        "a command was killed, for want of memory perhaps: close other programs, then run this "
+        "again",
+    ),
 )
 
 
@@ -82,6 +86,9 @@ def remedy_for(output: str, venv: Path) -> str:
         output: what the failed command printed.
         venv: the environment's folder.
     """
+    stated = re.findall(r"^detectron2: failed: (.+)$", output, re.MULTILINE)
+    if stated and "stands above" not in stated[-1]:
+        return stated[-1]
     for pattern, text in REMEDIES:
         match = re.search(pattern, output)
         if match:
@@ -90,8 +97,7 @@ def remedy_for(output: str, venv: Path) -> str:
             return text.format(
                 venv=venv, free=shutil.disk_usage(folder).free / 1e9, **{"what": "", **found}
             )
-    stated = re.findall(r"^detectron2: failed: (.+)$", output, re.MULTILINE)
-    return stated[-1] if stated else "a command failed; the end of its output stands above"
+    return "a command failed; the end of its output stands above"
 
 
 def missing_venv() -> str | None:
