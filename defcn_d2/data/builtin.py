@@ -23,10 +23,10 @@ SHAPES_CROWD = Recipe(
 def register_shapes(
     name: str, root: str | Path, split: str, num_images: int | None = None, seed: int | None = None
 ) -> None:
-    """Register a set of figures (see `shapes.py`) with Detectron2; it is drawn when asked for.
+    """Register a set of figures (see ``shapes.py``) with Detectron2; it is drawn when asked for.
 
-    It lies in `root`/shapes/`split`, split "train" or "val". Without `num_images` and `seed` it is
-    what was made there before, else 2,000 or 300 images of seed 0.
+    It lies in ``root``/shapes/``split``, split "train" or "val". Without ``num_images`` and
+    ``seed`` it is what was made there before, else 2,000 or 300 images of seed 0.
     """
     figures = GeneratedSet(SHAPES, Path(root), split, num_images, seed)
 
@@ -47,16 +47,16 @@ def register_shapes(
 def register_shapes_crowd(
     name: str, root: str | Path, split: str, num_images: int | None = None, seed: int | None = None
 ) -> None:
-    """Register a crowd of figures (see `shapes_crowd.py`), in CrowdHuman's format.
+    """Register a crowd of figures (see ``shapes_crowd.py``), in CrowdHuman's format.
 
-    As `register_shapes`; it lies in `root`/shapes_crowd/`split`.
+    As ``register_shapes``; it lies in ``root``/shapes_crowd/``split``.
     """
     crowd = GeneratedSet(SHAPES_CROWD, Path(root), split, num_images, seed)
     register_crowdhuman(name, crowd.annotations, crowd.images, prepare=crowd.ensure)
 
 
 def register_all(root: Path) -> None:
-    """Register the built-in sets and CrowdHuman, all below `root`."""
+    """Register the built-in sets and CrowdHuman, all below ``root``."""
     for split in ("train", "val"):
         register_shapes(f"shapes_{split}", root, split)
         register_shapes_crowd(f"shapes_crowd_{split}", root, split)

@@ -18,7 +18,7 @@ def read_images(odgt: Path, image_root: Path | None) -> list[OdgtImage]:
     """The images of an .odgt file, each with its size: as its line tells, else the image itself.
 
     Raises DatasetError where the file, or an image whose size must be read, is missing,
-    AnnotationError for a bad line. `image_root` may be None where the lines tell all sizes.
+    AnnotationError for a bad line. ``image_root`` may be None where the lines tell all sizes.
     """
     try:
         images = read_odgt(odgt)
@@ -41,11 +41,11 @@ def read_images(odgt: Path, image_root: Path | None) -> list[OdgtImage]:
 
 
 def load_crowdhuman(odgt: Path, image_root: Path) -> list[dict[str, Any]]:
-    """The dataset dicts of an .odgt file: full boxes of category 0, person; `image_id` is the ID.
+    """The dataset dicts of an .odgt file: full boxes of category 0, person; ``image_id`` is the ID.
 
-    Ignore regions have `iscrowd` 1, by which Detectron2 keeps them out of training: `DatasetMapper`
-    drops them, so that their area is background, as in the original. An image that has nothing else
-    is left out where DATALOADER.FILTER_EMPTY_ANNOTATIONS says so.
+    Ignore regions have ``iscrowd`` 1, by which Detectron2 keeps them out of training:
+    ``DatasetMapper`` drops them, so that their area is background, as in the original. An image
+    that has nothing else is left out where DATALOADER.FILTER_EMPTY_ANNOTATIONS says so.
     """
     dicts = []
     for image in read_images(odgt, image_root):
@@ -75,10 +75,10 @@ def load_crowdhuman(odgt: Path, image_root: Path) -> list[dict[str, Any]]:
 def register_crowdhuman(
     name: str, odgt: str | Path, image_root: str | Path, prepare: Callable[[], Any] | None = None
 ) -> None:
-    """Register a data set in CrowdHuman's format; `prepare` is called before it is read.
+    """Register a data set in CrowdHuman's format; ``prepare`` is called before it is read.
 
-    Its metadata have `evaluator_type` "crowdhuman", `odgt_file` and `image_root`, the folder in
-    which the image of ID x is x.jpg.
+    Its metadata have ``evaluator_type`` "crowdhuman", ``odgt_file`` and ``image_root``, the folder
+    in which the image of ID x is x.jpg.
     """
 
     def load() -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def regular(vertices: int) -> npt.NDArray[np.float64]:
 
 
 def turned(outline: Outline, width: float, height: float, angle: float) -> list[np.ndarray]:
-    """Scale an outline of the unit circle to `width` x `height` pixels, then turn it by `angle`."""
+    """Scale an outline of the unit circle to width x height pixels, then turn it by ``angle``."""
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, sin], [-sin, cos]])
     return [polygon * (width / 2, height / 2) @ turn for polygon in outline]
@@ -48,9 +48,9 @@ def turned(outline: Outline, width: float, height: float, angle: float) -> list[
 
 @dataclass(frozen=True)
 class Stencil:
-    """A figure's `coverage` (h, w) in 0..255 with its top left corner at pixel (x, y).
+    """A figure's ``coverage`` (h, w) in 0..255 with its top left corner at pixel (x, y).
 
-    It may reach beyond the image, also to negative x, y. `edge` (h, w) is the drawn contour.
+    It may reach beyond the image, also to negative x, y. ``edge`` (h, w) is the drawn contour.
     """
 
     coverage: Bytes
@@ -70,7 +70,7 @@ class Stencil:
         return found and (found[0] + self.x, found[1] + self.y, *found[2:])
 
     def clipped(self, width: int, height: int) -> Stencil:
-        """The part within a `width` x `height` image (of zero size where there is none)."""
+        """The part within a ``width`` x ``height`` image (of zero size where there is none)."""
         left, top = min(max(-self.x, 0), self.coverage.shape[1]), max(-self.y, 0)
         right, bottom = max(width - self.x, left), max(height - self.y, 0)
         part = (slice(top, max(bottom, top)), slice(left, right))
@@ -78,7 +78,7 @@ class Stencil:
 
 
 def stencil(outline: Outline, center: tuple[float, float], contour: float = 1.5) -> Stencil:
-    """Coverage of an outline moved to `center` (x, y), its contour `contour` pixels wide."""
+    """Coverage of an outline moved to ``center`` (x, y), its contour ``contour`` pixels wide."""
     moved = [polygon + center for polygon in outline]
     points = np.concatenate(moved)
     x, y = (int(v) for v in np.floor(points.min(0)) - 1)
@@ -147,7 +147,7 @@ _TEXTURES: tuple[Callable[[np.random.Generator, Array, Array], Array], ...] = (
 
 
 def cloud(rng: np.random.Generator, width: int, height: int, cell: float) -> Array:
-    """Smooth noise (height, width), mostly within [-1, 1], of features about `cell` pixels wide."""
+    """Smooth noise (height, width), mostly within [-1, 1], of features about ``cell`` pixels."""
     rows, columns = int(height / cell) + 2, int(width / cell) + 2
     coarse = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -157,7 +157,7 @@ def cloud(rng: np.random.Generator, width: int, height: int, cell: float) -> Arr
 def texture(
     rng: np.random.Generator, width: int, height: int, color: npt.ArrayLike, contrast: float
 ) -> Array:
-    """A random pattern (height, width, 3) around a BGR colour, up to `contrast` levels off it."""
+    """A random pattern (height, width, 3) around a BGR colour, up to ``contrast`` levels off it."""
     x = np.arange(width, dtype=np.float32)[None, :]
     y = np.arange(height, dtype=np.float32)[:, None]
     pattern = _TEXTURES[rng.integers(len(_TEXTURES))](rng, x, y)
@@ -166,7 +166,7 @@ def texture(
 
 
 def color_apart(rng: np.random.Generator, others: npt.ArrayLike, apart: float) -> Array:
-    """A random BGR colour `apart` or more (Euclid) from `others` (n, 3); else the best of 20."""
+    """A random BGR colour ``apart`` or more (Euclid) from ``others`` (n, 3), or the best of 20."""
     trials = rng.uniform(20, 235, (20, 3)).astype(np.float32)
     away = np.linalg.norm(trials[:, None] - np.asarray(others, np.float32)[None], axis=2).min(1)
     good = np.flatnonzero(away >= apart)
@@ -195,7 +195,7 @@ class Canvas:
 
     @classmethod
     def with_ground(cls, rng: np.random.Generator, sides: tuple[int, int]) -> Canvas:
-        """A canvas of textured ground of a random colour; `sides` are the limits of both sides."""
+        """A canvas of textured ground of a random colour, its sides within ``sides``."""
         width, height = (int(side) for side in rng.integers(*sides, 2, endpoint=True))
         color = rng.uniform(40, 215, 3).astype(np.float32)
         surface = texture(rng, width, height, color, 14)
@@ -204,7 +204,7 @@ class Canvas:
         return cls(np.clip(np.rint(surface), 0, 255).astype(np.uint8), [color])
 
     def visible_areas(self, covering: Stencil | None = None) -> npt.NDArray[np.int64]:
-        """Seen pixels (n,) of each figure; with `covering` (clipped): were that painted on top."""
+        """Seen pixels (n,) of each figure, were ``covering`` (clipped) painted on top of them."""
         seen = np.bincount(self.owner.ravel() + 1, minlength=len(self.full_areas) + 1)
         if covering is not None:
             lost = self._window(self.owner, covering)[covering.inside]
@@ -212,7 +212,7 @@ class Canvas:
         return seen[1:]
 
     def leaves_visible(self, figure: Stencil, share: float) -> bool:
-        """Whether every figure, `figure` included, would show at least `share` of its full area."""
+        """Whether all figures, ``figure`` included, would show ``share`` of their full areas."""
         part = figure.clipped(self.width, self.height)
         if part.inside.sum() < share * figure.inside.sum():
             return False
@@ -228,7 +228,7 @@ class Canvas:
     ) -> None:
         """Paint a textured figure with a darker contour on top of what is there.
 
-        One that is not `owned` belongs to the ground: it has no pixels and hides nothing.
+        One that is not ``owned`` belongs to the ground: it has no pixels and hides nothing.
         """
         part = figure.clipped(self.width, self.height)
         height, width = part.coverage.shape

@@ -1,10 +1,10 @@
 """Generated data sets on disk: drawn on first use, checked at each use, repaired where damaged.
 
-A set is a folder with `images/`, an annotation file, and a journal (`records.jsonl`) with one line
-per image: its checksum and its labels. The journal makes a killed run resumable and damage visible:
-an image is drawn again when its line or its bytes are not what they should be. As images depend on
-split, index and seed alone, two processes at work in one folder can only write the same bytes; the
-lock merely saves the second one the work.
+A set is a folder with ``images/``, an annotation file, and a journal (``records.jsonl``) with one
+line per image: its checksum and its labels. The journal makes a killed run resumable and damage
+visible: an image is drawn again when its line or its bytes are not what they should be. As images
+depend on split, index and seed alone, two processes at work in one folder can only write the same
+bytes; the lock merely saves the second one the work.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class DatasetError(RuntimeError):
 
 
 def datasets_root() -> Path:
-    """The folder of data sets, as Detectron2 has it: `$DETECTRON2_DATASETS`, or `datasets`."""
+    """The folder of data sets, as Detectron2 has it: ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A kind of data set, drawn and labelled by `module` (imported at need). It has
+    """A kind of data set, drawn and labelled by ``module`` (imported at need). It has
 
-    - `draw(split, seed, index)`, which returns a BGR image (H, W, 3) uint8 and its record, a dict
+    - ``draw(split, seed, index)``, which returns a BGR image (H, W, 3) uint8 and its record, a dict
       of JSON values;
-    - `annotate(records)`, the text of the annotation file from the records in order of index, each
-      with `index` and `file_name` added.
+    - ``annotate(records)``, the text of the annotation file from the records in order of index,
+      each with ``index`` and ``file_name`` added.
 
-    `version` must change whenever one of them gives something else; `counts` has the number of
+    ``version`` must change whenever one of them gives something else; ``counts`` has the number of
     images of each split.
     """
 
@@ -70,10 +70,10 @@ class _State:
 
 @dataclass(frozen=True)
 class GeneratedSet:
-    """A split of a recipe under `root`, the folder that `$DETECTRON2_DATASETS` names.
+    """A split of a recipe under ``root``, the folder that ``$DETECTRON2_DATASETS`` names.
 
-    Where `num_images` or `seed` is None, the set is what was made there before, else the recipe's
-    count of images, or seed 0.
+    Where ``num_images`` or ``seed`` is None, the set is what was made there before, else the
+    recipe's count of images, or seed 0.
     """
 
     recipe: Recipe
@@ -102,7 +102,7 @@ class GeneratedSet:
     def ensure(self, workers: int | None = None) -> Path:
         """Draw what is missing or damaged, if anything; returns the path of the annotation file.
 
-        `workers` processes share the work (default: one per core). Raises DatasetError where the
+        ``workers`` processes share the work (default: one per core). Raises DatasetError where the
         folder cannot be written.
         """
         if self._state().complete:
@@ -141,7 +141,7 @@ class GeneratedSet:
         return _State(wanted, records, complete)
 
     def _header(self, found: dict[str, Any]) -> dict[str, Any]:
-        """All that the content depends on; what this set leaves open is taken from `found`."""
+        """All that the content depends on; what this set leaves open is taken from ``found``."""
         num_images, seed = self.num_images, self.seed
         if num_images is None:
             num_images = found.get("num_images", self.recipe.counts[self.split])
@@ -178,7 +178,7 @@ class GeneratedSet:
 
 
 def _draw_one(draw: Callable[[int], tuple[np.ndarray, Record]], folder: Path, index: int) -> Record:
-    """Draw and write one image; returns its record with `index`, `file_name` and `sha256`."""
+    """Draw and write one image; returns its record with ``index``, ``file_name`` and ``sha256``."""
     import cv2  # here, as registering a set shall not need OpenCV
 
     image, record = draw(index)

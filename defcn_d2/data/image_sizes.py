@@ -24,9 +24,9 @@ _SHOWN = 5  # files named in an error
 
 
 def image_sizes(root: Path, names: Sequence[str], annotations: Path) -> dict[str, Size]:
-    """The sizes of the images `names` below `root`, as Detectron2 would load them (EXIF turned).
+    """The sizes of the images ``names`` below ``root``, turned by EXIF as Detectron2 would.
 
-    They are remembered in a file beside `annotations`, or in the user's cache folder where that
+    They are remembered in a file beside ``annotations``, or in the user's cache folder where that
     cannot be written. Raises DatasetError, with the number of images and the first ones, where
     images are missing or cannot be read.
     """
@@ -69,7 +69,7 @@ def _cache_files(root: Path, annotations: Path) -> list[Path]:
 
 
 def _read_cache(path: Path, root: Path) -> dict[str, Size]:
-    """What a cache file tells about images in `root`; nothing where it is absent or damaged."""
+    """What a cache file tells about images in ``root``; nothing where it is absent or damaged."""
     try:
         content = json.loads(path.read_bytes())
         if content["root"] == str(root.resolve()):

@@ -22,10 +22,10 @@ class AnnotationError(DatasetError, ValueError):
 
 @dataclass(frozen=True)
 class OdgtImage:
-    """An annotated image: `boxes` (G, 4) float64 are full boxes x, y, w, h in pixels, not clipped.
+    """An annotated image; ``boxes`` (G, 4) are full boxes x, y, w, h in pixels, not clipped.
 
-    `ignored` (G,) bool marks ignore regions: a tag other than `person`, or `extra.ignore` not zero.
-    `size` is (width, height), None where the line does not tell.
+    ``ignored`` (G,) bool marks ignore regions: a tag other than ``person``, or ``extra.ignore``
+    not zero. ``size`` is (width, height), None where the line does not tell.
     """
 
     id: str
@@ -83,7 +83,7 @@ def _image(line: bytes) -> OdgtImage:
 
 
 def _box(value: Any, number: int) -> tuple[list[float], bool]:
-    """The full box of an entry of `gtboxes`, and whether it is an ignore region."""
+    """The full box of an entry of ``gtboxes``, and whether it is an ignore region."""
     try:
         tag = _field(value, "tag", str)
         full = _field(value, "fbox", list)

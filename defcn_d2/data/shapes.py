@@ -1,11 +1,11 @@
 """The built-in data set in COCO format: turned, textured figures that partly cover each other.
 
-`shapes_train` (2,000 images) and `shapes_val` (300) are drawn on first use under
-`$DETECTRON2_DATASETS`; `python -m defcn_d2.data.shapes` makes sets of other sizes.
+``shapes_train`` (2,000 images) and ``shapes_val`` (300) are drawn on first use under
+``$DETECTRON2_DATASETS``; ``python -m defcn_d2.data.shapes`` makes sets of other sizes.
 
-Labels follow COCO: a box is the tight box of the pixels of a figure that can be seen, `area` their
-number. A figure is placed only where every figure, itself included, still shows at least
-`MIN_VISIBLE` of its area, so nothing that can be seen goes without a label.
+Labels follow COCO: a box is the tight box of the pixels of a figure that can be seen, ``area``
+their number. A figure is placed only where every figure, itself included, still shows at least
+``MIN_VISIBLE`` of its area, so nothing that can be seen goes without a label.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIDES = (192, 288)  # pixels, height and width of an image
 
 
 def _crescent(tip: float = 0.9, shift: float = 0.55) -> np.ndarray:
-    """The unit disc less a disc around (`shift`, 0); its two ends are at the angles +-`tip`."""
+    """The unit disc less a disc around (``shift``, 0); its two ends are at the angles +-``tip``."""
     outer = arc(tip, 2 * math.pi - tip)
     x, y = math.cos(tip) - shift, math.sin(tip)
     inner = arc(-math.atan2(y, x), math.atan2(y, x) - 2 * math.pi) * math.hypot(x, y)
@@ -61,10 +61,11 @@ OUTLINES: dict[str, Outline] = {
 
 
 def draw(split: str, seed: int, index: int) -> tuple[np.ndarray, Record]:
-    """Image `index` of a split: BGR (H, W, 3) uint8, and its record.
+    """Image ``index`` of a split: BGR (H, W, 3) uint8, and its record.
 
-    The record holds `width`, `height` and `figures`, from back to front: `category` (index in
-    `CLASSES`), `bbox` (x, y, w, h in pixels, tight around what is seen), `area` (pixels seen).
+    The record holds ``width``, ``height`` and ``figures``, from back to front: ``category`` (index
+    in ``CLASSES``), ``bbox`` (x, y, w, h in pixels, tight around what is seen), ``area`` (pixels
+    seen).
     """
     rng = generator("shapes", split, seed, index)
     canvas = Canvas.with_ground(rng, SIDES)

@@ -1,13 +1,13 @@
 """The built-in crowd: people-like figures of one class in heaps, labelled as CrowdHuman labels.
 
-`shapes_crowd_train` (2,000 images) and `shapes_crowd_val` (300) are drawn on first use under
-`$DETECTRON2_DATASETS`; `python -m defcn_d2.data.shapes_crowd` makes sets of other sizes.
+``shapes_crowd_train`` (2,000 images) and ``shapes_crowd_val`` (300) are drawn on first use under
+``$DETECTRON2_DATASETS``; ``python -m defcn_d2.data.shapes_crowd`` makes sets of other sizes.
 
-The figures of a heap stand so close that NMS at 0.6, applied to the ground truth itself, would drop
-one in ten of them. A full box is the extent of the whole figure, hidden parts and parts outside the
-image included; a visible box that of the pixels seen, at least `MIN_VISIBLE` of the figure's area.
-To be ignored are throngs of figures too small to tell apart (tag `mask`) and translucent
-reflections (tag `person`, `extra.ignore`).
+The figures of a heap stand so close that NMS at 0.6, applied to the ground truth itself, would
+drop one in ten of them. A full box is the extent of the whole figure, hidden parts and parts
+outside the image included; a visible box that of the pixels seen, at least ``MIN_VISIBLE`` of the
+figure's area. To be ignored are throngs of figures too small to tell apart (tag ``mask``) and
+translucent reflections (tag ``person``, ``extra.ignore``).
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ BODY = np.concatenate([_SIDE, _SIDE[::-1] * (-1, 1)])
 
 
 def draw(split: str, seed: int, index: int) -> tuple[np.ndarray, Record]:
-    """Image `index` of a split: BGR (H, W, 3) uint8, and its record.
+    """Image ``index`` of a split: BGR (H, W, 3) uint8, and its record.
 
-    The record holds `width`, `height` and `gtboxes` as an .odgt line has them: first what is to be
-    ignored, then the figures from back to front.
+    The record holds ``width``, ``height`` and ``gtboxes`` as an .odgt line has them: first what is
+    to be ignored, then the figures from back to front.
     """
     rng = generator("shapes_crowd", split, seed, index)
     canvas = Canvas.with_ground(rng, SIDES)

@@ -20,7 +20,7 @@ _UNFINISHED = ".part"
 
 
 def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
-    """Let `path` appear with its whole content or not at all, with `sync` in a power cut too."""
+    """Let ``path`` appear whole or not at all; with ``sync`` a power cut changes nothing."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
     try:
         with temporary.open("xb") as file:
@@ -83,7 +83,7 @@ class Journal:
 
     @contextlib.contextmanager
     def rewriting(self, **entries: list[Any]) -> Iterator[None]:
-        """Begin the file anew with `entries` by kind; within the block `append` adds to it."""
+        """Begin the file anew with ``entries`` by kind; within the block ``append`` adds to it."""
         lines = [_line(kind, value) for kind, values in entries.items() for value in values]
         write_atomically(self.path, "".join(lines).encode())
         with self.path.open("a") as self._file:

@@ -1,4 +1,4 @@
-"""A `map` over worker processes that leaves nothing behind."""
+"""A ``map`` over worker processes that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK = 16  # items that a worker takes at a time
 
 @contextlib.contextmanager
 def mapping(workers: int, items: int) -> Iterator[Callable[..., Any]]:
-    """A `map` in order for about `items` items; few items or one worker stay in this process.
+    """A ``map`` in order for about ``items`` items; few items or one worker stay in this process.
 
     An error in the block or in a worker drops what has not begun.
     """

@@ -3,8 +3,9 @@
     python -m defcn_d2.evaluation.crowdhuman GT.odgt RESULTS.json \\
         [--images DIR] [--output FIGURES.json]
 
-RESULTS.json is a list in COCO's results format: `image_id` is the ID of a line of GT.odgt, `bbox`
-is x, y, width, height in pixels, and `score`. All its detections count, whatever their category.
+RESULTS.json is a list in COCO's results format: ``image_id`` is the ID of a line of GT.odgt,
+``bbox`` is x, y, width, height in pixels, and ``score``. All its detections count, whatever their
+category.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ RULES = (
 
 
 def evaluate_detections(images: Sequence[OdgtImage], detections: Detections) -> dict[str, float]:
-    """The figures of `crowdhuman_metrics.evaluate`; an image without detections has misses only.
+    """The figures of ``crowdhuman_metrics.evaluate``; an image without detections has misses only.
 
     Args:
         images: ground truth, with sizes.
@@ -89,14 +90,14 @@ def report(figures: Mapping[str, float], protocol_lines: Sequence[str]) -> str:
 class CrowdHumanEvaluator(DatasetEvaluator):
     """AP50, mMR, recall, JI and the end-to-end figures of a data set in CrowdHuman's format.
 
-    The results are {"bbox": figures}, see `crowdhuman_metrics.evaluate`. With several processes the
-    main one gathers the detections of all, and alone returns results.
+    The results are {"bbox": figures}, see ``crowdhuman_metrics.evaluate``. With several processes
+    the main one gathers the detections of all, and alone returns results.
     """
 
     def __init__(self, dataset_name: str, distributed: bool = True, output_dir: str | None = None):
         """
         Args:
-            dataset_name: registered, with `odgt_file` and `image_root` in its metadata.
+            dataset_name: registered, with ``odgt_file`` and ``image_root`` in its metadata.
             distributed: gather from all processes; otherwise evaluate this one's detections.
             output_dir: folder for the detections, in COCO's results format, and the figures.
         """
@@ -117,7 +118,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         self._input_sizes: set[tuple[int, int]] = set()  # short and long side
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take the `instances` of the outputs, their boxes in pixels of the image as stored."""
+        """Take the ``instances`` of the outputs, their boxes in pixels of the image as stored."""
         for item, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             scores = instances.scores[:, None]
@@ -170,10 +171,10 @@ def _results(detections: Detections) -> bytes:
 
 
 def read_results(path: Path, images: Sequence[OdgtImage]) -> dict[str, np.ndarray]:
-    """The detections of a file in COCO's results format, as `evaluate_detections` takes them.
+    """The detections of a file in COCO's results format, as ``evaluate_detections`` takes them.
 
     Raises AnnotationError, with the number of the entry, for an entry that is wrong or of an image
-    that is not among `images`.
+    that is not among ``images``.
     """
     try:
         entries = json.loads(path.read_bytes())

@@ -32,8 +32,8 @@ _SMALLEST_MISS = 1e-10  # instead of ln(0)
 class Sample:
     """An image's ground truth and its detections, these by descending score.
 
-    `positives` (G, 4), `ignored` (I, 4) regions and `boxes` (D, 4) are clipped to the image,
-    `raw_boxes` (D, 4) are not; `scores` (D,).
+    ``positives`` (G, 4), ``ignored`` (I, 4) regions and ``boxes`` (D, 4) are clipped to the image,
+    ``raw_boxes`` (D, 4) are not; ``scores`` (D,).
     """
 
     positives: Floats
@@ -69,7 +69,7 @@ class Sample:
         return cls(gts[~ignored], gts[ignored], *detections)
 
     def above(self, score: float) -> Sample:
-        """With the detections of a score above `score` only."""
+        """With the detections of a score above ``score`` only."""
         return self._with_detections(slice(int((self.scores > score).sum())))
 
     def suppressed(self, iou_thresh: float = NMS_THRESH) -> Sample:
@@ -120,8 +120,8 @@ def suppress(boxes: Floats, iou_thresh: float) -> npt.NDArray[np.int64]:
 class Matches:
     """What became of an image's detections (D,) bool, in their order.
 
-    `true` positives, `false` positives (neither: absorbed by an ignore region), and `duplicates`:
-    the false ones whose IoU with a matched ground truth is above 0.5.
+    ``true`` positives, ``false`` positives (neither: absorbed by an ignore region), and
+    ``duplicates``: the false ones whose IoU with a matched ground truth is above 0.5.
     """
 
     true: Bools
@@ -149,7 +149,7 @@ def match(sample: Sample) -> Matches:
 class Curve:
     """The detections of N images pooled, by descending score, without the absorbed ones: (P,) each.
 
-    `total` is the number T of positives, `images` N, images without positives included.
+    ``total`` is the number T of positives, ``images`` N, images without positives included.
     """
 
     scores: Floats
@@ -206,7 +206,7 @@ class Curve:
         return float(self.true.sum() / self.total)
 
     def duplicates_per_gt(self, score: float) -> float:
-        """Duplicates of a score above `score` per positive."""
+        """Duplicates of a score above ``score`` per positive."""
         return float((self.duplicates & (self.scores > score)).sum() / self.total)
 
 
@@ -249,8 +249,8 @@ def nms_ceiling(positives: Sequence[Floats], iou_thresh: float = NMS_THRESH) -> 
 def evaluate(samples: Sequence[Sample]) -> dict[str, float]:
     """All figures by name: AP50, mMR, recall, JI, nms_gap and nms_ceiling in percent.
 
-    `nms_gap` is AP50 after NMS at 0.6 of the same detections, less AP50. `duplicates_<score>` are
-    those above the score, per ground truth.
+    ``nms_gap`` is AP50 after NMS at 0.6 of the same detections, less AP50. ``duplicates_<score>``
+    are those above the score, per ground truth.
     """
     curve = Curve.build(samples)
     ap = curve.average_precision()
