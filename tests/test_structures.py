@@ -1,0 +1,92 @@
+"""Values: centres of priors, one image of a batch, class logits fused with a quality branch."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import make_priors, random_predictions
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from defcn_d2.structures import Predictions, Priors, fuse_logits
+
+LOGITS = st.floats(-60, 60, width=32)
+EXTREMES = [-1e4, -120.0, -88.0, -17.0, 0.0, 17.0, 88.0, 120.0, 1e4]
+
+
+def log_product(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p and log(1 - p) of p = sigmoid(a) sigmoid(b), in float64."""
+    log_p = F.logsigmoid(a.double()) + F.logsigmoid(b.double())
+    return log_p, (-torch.expm1(log_p)).log()
+
+
+def test_centers_of_priors() -> None:
+    priors = make_priors(40, 70, strides=(8, 32))
+    assert len(priors) == 5 * 9 + 2 * 3
+    assert priors.level_sizes == [45, 6]
+    assert priors.centers[0].tolist() == [4, 4]
+    assert priors.centers[1].tolist() == [12, 4]  # row-major
+    assert priors.centers[45].tolist() == [16, 16]
+    assert priors.centers[-1].tolist() == [2 * 32 + 16, 32 + 16]
+
+
+def test_centers_of_anchors_do_not_depend_on_their_size() -> None:
+    anchors = Priors(torch.tensor([[-12.0, -10, 20, 18]]), torch.tensor([8.0]), [1])
+    assert anchors.centers.tolist() == [[4, 4]]
+
+
+@pytest.mark.parametrize("quality", [True, False])
+def test_one_image_of_the_predictions(quality: bool) -> None:
+    predictions = random_predictions(make_priors(16, 16), 3, num_images=2, quality=quality)
+    assert len(predictions) == 2
+    image = predictions[1]
+    assert torch.equal(image.cls_logits, predictions.cls_logits[1])
+    assert torch.equal(image.boxes, predictions.boxes[1])
+    if quality:
+        assert torch.equal(image.quality_logits, predictions.quality_logits[1])
+        assert torch.equal(image.fused(), predictions.fused()[1])
+    else:
+        assert image.quality_logits is None
+
+
+@given(LOGITS, LOGITS)
+def test_fused_logit_has_the_product_of_the_probabilities(a: float, b: float) -> None:
+    a, b = torch.tensor(a), torch.tensor(b)
+    log_p, log_not_p = log_product(a, b)
+    z = fuse_logits(a, b)
+    torch.testing.assert_close(z.double(), log_p - log_not_p, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(F.logsigmoid(z.double()), log_p, rtol=1e-5, atol=1e-6)
+    assert torch.equal(z, fuse_logits(b, a))
+
+
+@pytest.mark.parametrize(("a", "b"), list(itertools.product(EXTREMES, EXTREMES)))
+def test_fused_logit_at_extremes(a: float, b: float) -> None:
+    logits = torch.tensor([a, b], requires_grad=True)
+    z = fuse_logits(logits[0], logits[1])
+    assert z.isfinite()
+    log_p, log_not_p = log_product(*logits.detach())
+    if log_not_p.isfinite():
+        assert z.item() == pytest.approx((log_p - log_not_p).item(), rel=1e-6, abs=1e-6)
+    else:  # 1 - p is beyond float64: both logits are large
+        assert z.item() >= 80
+
+    z.backward()
+    assert logits.grad.isfinite().all()
+    if log_not_p.isfinite():  # dz/da = (1 - sigmoid(a)) / (1 - p)
+        expected = (F.logsigmoid(-logits.detach().double()) - log_not_p).exp()
+        torch.testing.assert_close(logits.grad.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_fused_shapes_and_dtypes() -> None:
+    predictions = random_predictions(make_priors(16, 16), 3, num_images=2)
+    expected = predictions.cls_logits.sigmoid() * predictions.quality_logits.sigmoid()[:, :, None]
+    assert predictions.fused().shape == predictions.cls_logits.shape
+    torch.testing.assert_close(predictions.fused().sigmoid(), expected)
+
+    half = Predictions(
+        predictions.cls_logits.bfloat16(), predictions.boxes, predictions.quality_logits.bfloat16()
+    )
+    assert half.fused().dtype == torch.float32
+    without = Predictions(half.cls_logits, half.boxes)
+    assert torch.equal(without.fused(), half.cls_logits.float())
