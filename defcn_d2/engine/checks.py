@@ -1,0 +1,117 @@
+"""What is known to fail is told before anything is loaded."""
+
+import argparse
+import os
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from PIL import ImageMode
+
+from .datasets import check_classes, check_names
+from .errors import UserError, nearest
+from .evaluators import evaluator_type
+from .optimizer import OPTIMIZERS
+
+
+def check(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raise ``UserError`` for a command that cannot do what it says.
+
+    Args:
+        cfg: its config.
+        args: of Detectron2's ``default_argument_parser``.
+    """
+    _check_machines(args)
+    _check_data(cfg, args.eval_only)
+    _check_model(cfg)
+    _check_channels(cfg)
+    _check_weights(cfg, args)
+    if not args.eval_only:
+        _check_solver(cfg, args.num_gpus * args.num_machines if torch.cuda.is_available() else 1)
+
+
+def _check_machines(args: argparse.Namespace) -> None:
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank is {args.machine_rank}, but must be from 0 to --num-machines "
+            f"({args.num_machines}) less 1"
+        )
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if args.num_gpus < 0 or gpus and args.num_gpus > gpus:
+        raise UserError(f"--num-gpus is {args.num_gpus}, but this machine has {gpus}")
+    if args.num_machines > 1 and not gpus:
+        raise UserError(
+            f"--num-machines is {args.num_machines}, but this machine has no CUDA device; "
+            "training on several machines needs GPUs"
+        )
+
+
+def _check_data(cfg: CfgNode, eval_only: bool) -> None:
+    keys = ["TEST"] if eval_only else ["TRAIN", "TEST"]
+    for key in keys:
+        names = cfg.DATASETS[key]
+        check_names(names, f"DATASETS.{key}")
+        if not names and (key == "TRAIN" or eval_only):
+            raise UserError(f"DATASETS.{key} names no data set: set it, as \"('shapes_val',)\"")
+        for name in names:
+            check_classes(cfg, name)
+    for name in cfg.DATASETS.TEST:
+        evaluator_type(name)
+
+
+def _check_model(cfg: CfgNode) -> None:
+    for key, name, registry in (
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+    ):
+        if name not in registry:
+            known = [known for known, _ in registry]
+            raise UserError(f"{key} {name!r} is unknown; {nearest(name, known)}")
+
+
+def _check_channels(cfg: CfgNode) -> None:
+    image_format = cfg.INPUT.FORMAT
+    try:  # as Detectron2 reads images: by Pillow, but for these two
+        mode = "RGB" if image_format in ("BGR", "YUV-BT.601") else image_format
+        channels = len(ImageMode.getmode(mode).bands)
+    except KeyError as error:
+        raise UserError(
+            f"INPUT.FORMAT {image_format!r} is unknown; one of: BGR, RGB, L, RGBA, YUV-BT.601"
+        ) from error
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(cfg.MODEL[key]) != channels:
+            raise UserError(
+                f"MODEL.{key} has {len(cfg.MODEL[key])} numbers, but INPUT.FORMAT {image_format} "
+                f"has {channels} channels; give one number a channel"
+            )
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    path = cfg.MODEL.WEIGHTS
+    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return
+    if not path and args.eval_only:
+        raise UserError(
+            "--eval-only needs weights: give MODEL.WEIGHTS and a file, or --resume and the "
+            f"OUTPUT_DIR of a training (now {cfg.OUTPUT_DIR!r}, without a checkpoint)"
+        )
+    if path and "://" not in path and not os.path.isfile(path):
+        raise UserError(f"MODEL.WEIGHTS {path!r} does not exist; give an existing file")
+
+
+def _check_solver(cfg: CfgNode, processes: int) -> None:
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in OPTIMIZERS:
+        known = nearest(solver.OPTIMIZER, OPTIMIZERS)
+        raise UserError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is unknown; {known}")
+    images = solver.IMS_PER_BATCH
+    if images < 1 or images % max(1, processes):
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {images}, but must be a positive multiple of the number of "
+            f"processes ({max(1, processes)})"
+        )
+    for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "BASE_LR"):
+        if solver[key] <= 0:
+            raise UserError(f"SOLVER.{key} is {solver[key]}, but must be above 0")
+    if solver.AMP.ENABLED and not torch.cuda.is_available():
+        raise UserError("SOLVER.AMP.ENABLED is True, but needs a CUDA device; set it to False")

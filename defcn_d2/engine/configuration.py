@@ -1,0 +1,143 @@
+"""From a configuration file and KEY VALUE pairs to a config, with errors that name the mistake."""
+
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_defcn_config
+from .errors import UserError, first_line, nearest
+
+_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \((.*) vs\. (.*)\) "
+    r"for config key: (\S+)",
+    re.DOTALL,
+)
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The frozen config of a file, changed by ``opts``.
+
+    Args:
+        config_file: a yaml file; "" for Detectron2's and this project's defaults.
+        opts: KEY VALUE pairs, flat, as on a command line.
+
+    Raises:
+        UserError: no such file, key or type of value; the message names the nearest valid one.
+    """
+    cfg = get_cfg()
+    add_defcn_config(cfg)
+    if config_file:
+        _merge_file(cfg, config_file)
+    _merge_opts(cfg, opts)
+    cfg.freeze()
+    return cfg
+
+
+def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    """All keys of a config that hold a value, with dots."""
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from keys_of(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    path = Path(os.path.expanduser(config_file))
+    if "://" not in config_file and not path.is_file():
+        raise UserError(f"configuration file {config_file!r} does not exist; {_file_near(path)}")
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"configuration file {config_file!r} is not a .yaml file, give one")
+    try:
+        cfg.merge_from_file(str(path) if "://" not in config_file else config_file)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"configuration file {config_file!r} is based on {error.filename!r}, which does not "
+            "exist; correct its _BASE_"
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        message = f"configuration file {config_file!r}{where} cannot be read: {problem}"
+        raise UserError(message) from error
+    except (KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
+        raise UserError(f"configuration file {config_file!r}: {_explain(error, cfg)}") from error
+
+
+def _file_near(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {str(folder)!r} here, in {os.getcwd()}"
+    files = [str(folder / file.name) for file in folder.glob("*.yaml")]
+    return nearest(str(path), files) if files else f"{str(folder)!r} holds no .yaml file"
+
+
+def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
+    for text in opts[::2]:
+        if text.startswith("--"):
+            raise UserError(f"{text!r} stands among the KEY VALUE pairs: put options before them")
+        if "=" in text:
+            raise UserError(f"{text!r} is no configuration key: write KEY VALUE, not KEY=VALUE")
+    if len(opts) % 2:
+        raise UserError(f"configuration key {opts[-1]!r} has no value: give KEY VALUE pairs")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        node = _node_of(cfg, key)
+        if node is not None:
+            raise UserError(f"{key!r} is a group of keys: {', '.join(list(keys_of(node))[:12])}")
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, ValueError, AssertionError, TypeError) as error:
+            raise UserError(_explain(error, cfg)) from error
+
+
+def _node_of(cfg: CfgNode, key: str) -> CfgNode | None:
+    """The group of keys that ``key`` names; None if it names none."""
+    node = cfg
+    for name in key.split("."):
+        if not isinstance(node, CfgNode) or name not in node:
+            return None
+        node = node[name]
+    return node if isinstance(node, CfgNode) else None
+
+
+def _explain(error: Exception, cfg: CfgNode) -> str:
+    """The sentence for what yacs says of a key or a value."""
+    text = first_line(error)
+    unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
+    if unknown:
+        key = unknown[1]
+        return f"unknown configuration key {key!r}; {nearest(key, keys_of(cfg))}"
+    mismatch = _MISMATCH.match(str(error))
+    if mismatch:
+        expected, found, default, value, key = mismatch.groups()
+        if expected == "CfgNode":
+            return f"{key} is a group of keys, but is set to {value!r}"
+        example = default or repr(default)
+        if (expected, found) == ("tuple", "str"):
+            example = f"\"('{value}',)\""
+        article = "an" if expected == "int" else "a"
+        return f"{key} is {value!r}, but must be {article} {expected}, such as {example}"
+    return text
+
+
+def value_at_fault(error: Exception, cfg: CfgNode) -> str | None:
+    """The sentence for an error that a value in the config has caused; None for any other.
+
+    That is one whose message names a key of the config, or a look-up of what is its value.
+    """
+    keys = list(keys_of(cfg))
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+        value = error.args[0]
+        for key in keys:
+            if functools.reduce(CfgNode.__getitem__, key.split("."), cfg) == value:
+                return f"{key} {value!r} is unknown; correct it or leave it out for the default"
+    named = re.findall(r"\b[A-Z]+(?:\.[A-Z0-9_]+)+\b", str(error))
+    if any(f".{key}".endswith(f".{name}") for name in named for key in keys):
+        return first_line(error)
+    return None

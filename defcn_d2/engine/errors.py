@@ -1,0 +1,102 @@
+"""What a user can put right is told in one sentence; everything else keeps its traceback."""
+
+import contextlib
+import difflib
+import errno
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from detectron2.utils import comm
+
+from ..data import DatasetError
+
+
+class UserError(Exception):
+    """A mistake outside the program: the message names the thing, its value and the remedy."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """End of a sentence about an unknown ``name``: the most alike of ``names``, or all if few."""
+    names = sorted(names)
+    alike = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not alike:  # a key that is right but for the nodes before it
+        tail = name.rpartition(".")[2]
+        alike = [known for known in names if known.rpartition(".")[2] == tail][:1]
+    if alike:
+        return f"did you mean {alike[0]!r}?"
+    if 0 < len(names) <= 12:
+        return f"one of: {', '.join(names)}"
+    return "there is nothing like it"
+
+
+@contextlib.contextmanager
+def as_user_error(
+    kinds: type[BaseException] | tuple[type[BaseException], ...], message: str
+) -> Iterator[None]:
+    """Within the block, errors of these kinds become ``UserError``.
+
+    Args:
+        kinds: error types that only the user's input can cause there.
+        message: its sentence; ``{}`` stands for what the error says.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise UserError(message.replace("{}", first_line(error))) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that follow its first."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
+def describe(error: BaseException) -> str | None:
+    """The sentence for an error that the user can put right; None for any other."""
+    if isinstance(error, (UserError, DatasetError)):
+        return str(error)
+    if isinstance(error, FloatingPointError):
+        return (
+            f"{first_line(error)} Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True, and start again from the last good checkpoint"
+        )
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return (
+            f"the GPU has too little memory ({first_line(error)}): lower SOLVER.IMS_PER_BATCH "
+            "or INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space left for {error.filename or 'the output'}: free some, or set OUTPUT_DIR "
+            "to a folder on another disk, and go on with --resume"
+        )
+    return None
+
+
+def reported(function: Callable[..., int | None]) -> Callable[..., int]:
+    """``function`` as the body of a command: returns the exit status, and tells errors on stderr.
+
+    A mistake of the user gives one sentence and status 1, an interrupt 130; a bug its traceback.
+    """
+
+    @functools.wraps(function)
+    def command(*args: object, **kwargs: object) -> int:
+        try:
+            return function(*args, **kwargs) or 0
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            message = describe(error)
+            if message is None:
+                raise
+            sys.stdout.flush()
+            rank = f" (rank {comm.get_rank()})" if comm.get_world_size() > 1 else ""
+            print(f"error{rank}: {message}", file=sys.stderr, flush=True)
+            return 1
+
+    return command

@@ -1,0 +1,42 @@
+"""A terminal that shows how far a run is; its full story is in OUTPUT_DIR/log.txt."""
+
+import logging
+import sys
+import warnings
+
+from detectron2.utils.logger import setup_logger
+
+# Pages that Detectron2 prints before it begins.
+_PAGES = (
+    "Environment info:",
+    "Command line arguments:",
+    "Contents of args.config_file",
+    "Running with full config:",
+    "Model:",
+)
+
+_IRRELEVANT = (
+    "torch.meshgrid: in an upcoming release",
+    ".*torch.jit.script.*",
+    ".*pin_memory.*",
+)
+
+
+def setup_logging(output_dir: str, rank: int = 0) -> None:
+    """Loggers of fvcore, Detectron2 and this project: to stdout in short, to log.txt in full.
+
+    Must come before Detectron2's ``default_setup``, which then finds its loggers set up.
+    """
+    for message in _IRRELEVANT:
+        warnings.filterwarnings("ignore", message)
+    # says, on a machine with nvcc and no GPU, that there is no GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
+    setup_logger(output_dir, distributed_rank=rank, name="defcn_d2", abbrev_name="defcn")
+    for handler in setup_logger(output_dir, distributed_rank=rank).handlers:
+        if getattr(handler, "stream", None) is sys.stdout:
+            handler.addFilter(_is_short)
+
+
+def _is_short(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_PAGES)

@@ -1,0 +1,110 @@
+"""The command line of ``train_net.py``, for this and other projects."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from .checkpointer import Checkpointer
+from .checks import check
+from .configuration import load_config
+from .cpu import use_cpu
+from .datasets import load_records
+from .errors import reported
+from .logs import setup_logging
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@reported
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Parse a command line, then train or evaluate.
+
+    Args:
+        arguments: without the program's name; None for those of this process.
+
+    Returns:
+        the exit status: 0; 1 after a mistake that the user can put right, told on stderr.
+    """
+    args = default_argument_parser().parse_args(arguments)
+    check(load_config(args.config_file, args.opts), args)
+    processes = args.num_gpus * args.num_machines if torch.cuda.is_available() else 1
+    if processes <= 1:
+        main(args)
+        return 0
+    try:
+        launch(
+            _worker,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:  # one of several processes, which has told why
+        return error.exit_code
+    return 0
+
+
+def _worker(args: argparse.Namespace) -> None:
+    """``main`` as one of several processes, which tells its own errors."""
+
+    @reported
+    def work() -> None:
+        main(args)
+
+    status = work()
+    if status:
+        sys.exit(status)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Train or evaluate, in each process.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        the results of an evaluation.
+
+    Raises:
+        UserError: a mistake that the user can put right.
+    """
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    if comm.is_main_process():
+        for name in cfg.DATASETS.TEST:  # now, not after days of training
+            load_records(cfg, [name], filter_empty=False)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of a command line; begins the log and writes config.yaml, both to OUTPUT_DIR."""
+    cfg = load_config(args.config_file, args.opts)
+    setup_logging(cfg.OUTPUT_DIR, comm.get_rank())
+    if not torch.cuda.is_available():
+        if cfg.MODEL.DEVICE != "cpu":
+            logger.warning("No CUDA device: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
+        if args.num_gpus > 1:
+            logger.warning("No CUDA device: one process in place of --num-gpus %d", args.num_gpus)
+    if not torch.cuda.is_available() or cfg.MODEL.DEVICE == "cpu":
+        cfg = use_cpu(cfg)
+    default_setup(cfg, args)
+    return cfg

@@ -1,0 +1,141 @@
+"""Detectron2's default trainer with this project's optimizer, evaluators and checkpoints."""
+
+import importlib.util
+import os
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
+from detectron2.utils.file_io import PathManager
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..evaluation.nms_gap import WithAndWithoutNMS
+from ..meta_arch import DeFCN
+from .checkpointer import Checkpointer
+from .configuration import value_at_fault
+from .datasets import load_records
+from .errors import UserError, as_user_error
+from .evaluators import build_evaluator
+from .optimizer import build_optimizer
+
+# Detectron2 v0.5 leaves the optimizer out of its checkpoints.
+_SAVES_OPTIMIZER = "state_dict" in vars(DefaultTrainer)
+
+
+class Trainer(DefaultTrainer):
+    """Training and evaluation by a config, as ``train_net.py`` does it."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of a config; ``UserError`` where a value in it is at fault."""
+        try:
+            model = super().build_model(cfg)
+        except (KeyError, ValueError) as error:
+            sentence = value_at_fault(error, cfg)
+            if sentence is None:
+                raise
+            raise UserError(sentence) from error
+        if cfg.TEST.WITH_NMS and not isinstance(model, DeFCN):
+            raise UserError(
+                f"TEST.WITH_NMS is True, but MODEL.META_ARCHITECTURE is {type(model).__name__}, "
+                "which does not give its raw detections as DeFCN does; set TEST.WITH_NMS False"
+            )
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        solver = cfg.SOLVER
+        message = (
+            f"SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r} with MAX_ITER "
+            f"{solver.MAX_ITER} and STEPS {tuple(solver.STEPS)} gives no schedule: {{}}"
+        )
+        with as_user_error((ValueError, AssertionError), message):
+            return super().build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        records = load_records(cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        return build_detection_train_loader(cfg, dataset=records)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_detection_test_loader(
+            load_records(cfg, [dataset_name], filter_empty=False),
+            mapper=DatasetMapper(cfg, False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
+        """Detectron2's, with ``TEST.WITH_NMS``: see ``build_evaluator``."""
+        if cfg.TEST.WITH_NMS:
+            model = WithAndWithoutNMS(model, cfg.MODEL.DEFCN.NMS_THRESH_TEST)
+        return super().test(cfg, model, evaluators)
+
+    def build_hooks(self) -> list[HookBase]:
+        # here, as the hooks take the checkpointer, which DefaultTrainer has just made
+        self.checkpointer = Checkpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
+
+    def build_writers(self) -> list[EventWriter]:
+        """Terminal, metrics.json, and TensorBoard where it is installed."""
+        folder = self.cfg.OUTPUT_DIR
+        PathManager.mkdirs(folder)
+        metrics = os.path.join(folder, "metrics.json")
+        end_last_line(metrics)
+        writers: list[EventWriter] = [CommonMetricPrinter(self.max_iter), JSONWriter(metrics)]
+        if importlib.util.find_spec("tensorboard"):
+            writers.append(TensorboardXWriter(folder))
+        return writers
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if not _SAVES_OPTIMIZER:
+            state["_trainer"] = self._trainer.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if not _SAVES_OPTIMIZER:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
+
+def end_last_line(path: str) -> None:
+    """End an unfinished last line, left by a kill, so that what is appended is not lost with it."""
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return
+    with open(path, "rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")

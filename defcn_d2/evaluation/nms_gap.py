@@ -1,0 +1,128 @@
+"""What non-maximum suppression would still gain: two evaluations of one forward pass."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from torch import nn
+
+from ..inference import find_topk, keep_best
+from ..meta_arch import DeFCN, postprocess
+
+logger = logging.getLogger(__name__)
+
+# Key of the detections with NMS in the outputs, and suffix of their results.
+_SUFFIX = "_nms"
+
+
+class WithAndWithoutNMS(nn.Module):
+    """A ``DeFCN`` in evaluation that gives the same raw detections twice.
+
+    Its outputs have "instances" without NMS, whatever ``MODEL.DEFCN.NMS_TYPE`` says, and
+    "instances_nms" with class-wise NMS before the limit on their number.
+    """
+
+    def __init__(self, model: nn.Module, nms_thresh: float):
+        """
+        Args:
+            model: a ``DeFCN``, bare or in DistributedDataParallel.
+            nms_thresh: IoU above which the lower of two scores of one class is dropped.
+
+        Raises:
+            TypeError: another model.
+        """
+        super().__init__()
+        detector = getattr(model, "module", model)
+        if not isinstance(detector, DeFCN):
+            raise TypeError(
+                f"TEST.WITH_NMS needs the raw detections of a DeFCN, but the model is a "
+                f"{type(detector).__name__}; set TEST.WITH_NMS False"
+            )
+        self.detector = detector
+        self.nms_thresh = nms_thresh
+        self.training = model.training  # Detectron2 restores it after the evaluation
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """Inputs as for ``DeFCN``; per image "instances" and "instances_nms"."""
+        raw = self._raw_detections(batched_inputs)
+        limit = self.detector.max_detections
+        without = [keep_best(found, limit) for found in raw]
+        suppressed = [keep_best(found, limit, self.nms_thresh) for found in raw]
+        return [
+            {"instances": a["instances"], "instances" + _SUFFIX: b["instances"]}
+            for a, b in zip(
+                postprocess(without, batched_inputs),
+                postprocess(suppressed, batched_inputs),
+                strict=True,
+            )
+        ]
+
+    def _raw_detections(self, batched_inputs: list[dict]) -> list[Instances]:
+        model = self.detector
+        images = model.preprocess_image(batched_inputs)
+        priors, predictions = model.predict(images.tensor)
+        if model.topk_only:
+            return find_topk(
+                predictions,
+                images.image_sizes,
+                centerness=model.head.quality_branch == "centerness",
+                topk=model.max_detections,
+            )
+        return model.find_candidates(priors, predictions, images.image_sizes)
+
+
+class NMSGapEvaluator(DatasetEvaluator):
+    """Evaluates the outputs of ``WithAndWithoutNMS``, and reports the difference.
+
+    The results hold those of ``without`` under their own names (``bbox``), those of
+    ``suppressed`` with a suffix (``bbox_nms``), and ``nms_gap``: AP with NMS less AP without.
+    """
+
+    def __init__(self, without: DatasetEvaluator, suppressed: DatasetEvaluator):
+        """
+        Args:
+            without, suppressed: two evaluators of the same kind and data set.
+        """
+        self._without = without
+        self._suppressed = suppressed
+
+    def reset(self) -> None:
+        self._without.reset()
+        self._suppressed.reset()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        missing = [x for x in outputs if "instances" + _SUFFIX not in x]
+        if missing:
+            raise ValueError(
+                f"an output has the keys {sorted(missing[0])}, but not 'instances{_SUFFIX}': "
+                "evaluate a WithAndWithoutNMS of the model"
+            )
+        self._without.process(inputs, [{"instances": x["instances"]} for x in outputs])
+        suppressed = [{"instances": x["instances" + _SUFFIX]} for x in outputs]
+        self._suppressed.process(inputs, suppressed)
+
+    def evaluate(self) -> OrderedDict | None:
+        """On the main process the results of both; elsewhere None or empty, as the evaluators'."""
+        logger.info("Evaluating without NMS")
+        without = self._without.evaluate()
+        logger.info("Evaluating the same raw detections with NMS")
+        suppressed = self._suppressed.evaluate()
+        if not without or not suppressed:
+            return without
+        results = OrderedDict(without)
+        results.update({task + _SUFFIX: scores for task, scores in suppressed.items()})
+        results["nms_gap"] = nms_gap(without, suppressed)
+        logger.info("NMS gap (AP with NMS - AP without): %.3f", results["nms_gap"])
+        return results
+
+
+def nms_gap(without: Mapping[str, Mapping], suppressed: Mapping[str, Mapping]) -> float:
+    """AP with NMS less AP without, of the box task.
+
+    Args:
+        without, suppressed: results, task to metric to score.
+    """
+    task = "bbox" if "bbox" in without else next(iter(without))
+    return suppressed[task]["AP"] - without[task]["AP"]
