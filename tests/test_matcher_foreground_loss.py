@@ -20,6 +20,7 @@ from slow_matching import (
     quarter_predictions,
 )
 
+from defcn_d2.matchers import functional
 from defcn_d2.matchers.foreground_loss import ForegroundLoss
 from defcn_d2.structures import Predictions
 
@@ -105,6 +106,35 @@ def test_digits_of_the_costs_survive_beside_the_cost_of_no_match() -> None:
     predictions.cls_logits[:] = torch.tensor([0.0, 0.0, 0.0])
     predictions.cls_logits[2, 0] = 1e-4
     assert ForegroundLoss()(priors, predictions, gt).gt_idxs.tolist() == [-1, -1, 0, -1]
+
+
+@given(
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.sampled_from([-1e8, -100.0, -21.0, -11.0, -10.5, -10.0]),
+    st.integers(0, 2**16),
+)
+def test_hungarian_equals_the_dense_problem_whatever_a_missing_pair_costs(
+    num_gts: int, num_priors: int, unmatched: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    score = -10 * torch.rand(num_gts, num_priors, generator=generator)
+    mask = torch.rand(num_gts, num_priors, generator=generator) < 0.4
+    gt_idxs = functional.hungarian(score, mask, unmatched)
+    priors = torch.nonzero(gt_idxs >= 0).squeeze(1)
+    gts = gt_idxs[priors]
+    assert mask[gts, priors].all()
+    assert len(torch.unique(gts)) == len(gts)
+
+    dense = np.where(mask.numpy(), score.double().numpy(), unmatched)
+    rows, columns = linear_sum_assignment(dense, maximize=True)
+    best = (dense[rows, columns] - unmatched)[mask.numpy()[rows, columns]]
+    actual = score[gts, priors].double() - unmatched
+    # The number of pairs first, which the digits of a large total would hide.
+    if unmatched < -1000:
+        assert len(actual) == len(best)
+    expected = pytest.approx(best.sum(), rel=0, abs=1e-6)
+    assert actual.sum().item() == expected
 
 
 def test_negative_radius_is_refused() -> None:
