@@ -20,8 +20,8 @@ from defcn_d2.evaluation.crowdhuman import (
     CrowdHumanEvaluator,
     evaluate_detections,
     main,
-    read_results,
 )
+from defcn_d2.evaluation.results import NO_DETECTIONS, dump_results
 
 IMAGES = 6
 
@@ -45,14 +45,15 @@ def ground_truth(path):
 
 
 def detections(path):
-    """Per ID (D, 5): boxes near the ground truth, twice some of them, and a few false ones."""
+    """Per ID (D, 6): boxes near the ground truth, twice some of them, and a few false ones."""
     rng = np.random.default_rng(1)
     found = {}
     for image in read_images(path, None):
         boxes = np.concatenate([image.boxes, image.boxes[:2], [[5, 5, 20, 30]]])
         boxes = boxes + rng.normal(0, 1.5, boxes.shape)
         boxes[:, 2:] += boxes[:, :2]
-        found[image.id] = np.column_stack([boxes, rng.uniform(0.05, 1, len(boxes))])
+        scores = rng.uniform(0.05, 1, len(boxes))
+        found[image.id] = np.column_stack([boxes, scores, np.ones(len(boxes))])
     found["i,1"] = found["i,1"][:0]
     return {key: value.astype(np.float32).astype(float) for key, value in found.items()}
 
@@ -82,14 +83,6 @@ def name(odgt):
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
-
-
-def as_results(found):
-    return [
-        {"image_id": i, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
-        for i, rows in found.items()
-        for x1, y1, x2, y2, score in rows.tolist()
-    ]
 
 
 def test_evaluator(odgt, name, tmp_path, caplog):
@@ -160,7 +153,7 @@ def test_an_image_without_detections_counts_as_misses(odgt):
     images, found = read_images(odgt, None), detections(odgt)
     del found["i,3"]
     figures = evaluate_detections(images, found)
-    found["i,3"] = np.zeros((0, 5))
+    found["i,3"] = NO_DETECTIONS
     assert evaluate_detections(images, found) == figures
 
 
@@ -182,7 +175,7 @@ def test_command_with_images_for_sizes(odgt, tmp_path, capsys):
     bare = tmp_path / "bare.odgt"
     bare.write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = tmp_path / "results.json"
-    results.write_text(json.dumps(as_results(detections(odgt))))
+    results.write_bytes(dump_results(detections(odgt)))
     assert main([str(odgt), str(results)]) == 0
     with_sizes = capsys.readouterr().out
     assert main([str(bare), str(results), "--images", str(tmp_path)]) == 0
@@ -191,53 +184,9 @@ def test_command_with_images_for_sizes(odgt, tmp_path, capsys):
     assert "6 of the 6 lines" in (error := capsys.readouterr().err) and "name the folder" in error
 
 
-def test_results_are_read_as_they_are(odgt):
-    images, found = read_images(odgt, None), detections(odgt)
-    entries = as_results(found)
-    path = odgt.with_name("results.json")
-    path.write_text(json.dumps(entries[::-1]))
-    read = read_results(path, images)
-    assert set(read) == {key for key, rows in found.items() if len(rows)}
-    for image_id, rows in read.items():
-        assert rows[::-1] == pytest.approx(found[image_id])
-
-
-def test_numeric_ids(tmp_path):
-    gt = tmp_path / "gt.odgt"
-    gt.write_text('{"ID": "7", "width": 9, "height": 9, "gtboxes": []}\n')
-    results = tmp_path / "results.json"
-    results.write_text('[{"image_id": 7, "bbox": [1, 2, 3, 4], "score": 1}]')
-    assert read_results(results, read_images(gt, None))["7"].tolist() == [[1, 2, 4, 6, 1]]
-
-
-GOOD = '{"image_id": "i,0", "bbox": [1, 2, 3, 4], "score": 0.5}'
-BAD_RESULTS = [
-    ("", "is not a JSON file"),
-    ("[" * 100_000, "is not a JSON file"),
-    (f"[{GOOD}", "is not a JSON file"),
-    ("{}", "expected a list of objects"),
-    (f"[{GOOD}, 3]", "entry 1: expected an object with image_id, bbox and score, got 3"),
-    (f'[{GOOD}, {{"bbox": []}}]', "entry 1: expected an object"),
-    (f"[{GOOD.replace('i,0', 'z')}]", "entry 0: no image has the ID 'z'"),
-    (f"[{GOOD.replace('3', '-3')}]", r"entry 0: bbox must be .*, got \[1, 2, -3, 4\] and 0.5"),
-    (f"[{GOOD.replace('3, 4', '3')}]", "entry 0: bbox must be"),
-    (f"[{GOOD.replace('0.5', 'NaN')}]", "entry 0: .* score a number"),
-    (f"[{GOOD.replace('0.5', 'null')}]", "entry 0: .* score a number"),
-]
-
-
-@pytest.mark.parametrize(("text", "message"), BAD_RESULTS)
-def test_bad_results_are_named(odgt, text, message):
-    path = odgt.with_name("results.json")
-    path.write_text(text)
-    with pytest.raises(DatasetError, match=message) as error:
-        read_results(path, read_images(odgt, None))
-    assert "results.json" in str(error.value)
-
-
 def test_command_errors(odgt, tmp_path, capsys):
     results = tmp_path / "results.json"
-    results.write_text(f"[{GOOD}]")
+    results.write_text("[]")
     assert main([str(odgt), str(tmp_path / "absent.json")]) == 1
     assert "absent.json: No such file" in capsys.readouterr().err
     assert main([str(tmp_path / "absent.odgt"), str(results)]) == 1

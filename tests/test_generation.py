@@ -201,6 +201,25 @@ def test_killed_at_work_it_frees_the_lock_and_goes_on(tmp_path, expected, monkey
     assert content(made) == expected
 
 
+class Deadly:
+    """As the cheap recipe, but its process is killed at an image, as for want of memory."""
+
+    def __call__(self, split, seed, index):
+        if index == 40:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw_at_once(split, seed, index)
+
+
+def test_a_killed_worker_is_told_and_the_next_run_goes_on(tmp_path, expected, monkeypatch):
+    made = GeneratedSet(RECIPE, tmp_path, "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "draw", Deadly())
+        with pytest.raises(DatasetError, match="was killed, perhaps for want of memory.*run it ag"):
+            made.ensure(workers=2)
+    made.ensure(workers=1)
+    assert content(made) == expected
+
+
 def test_several_processes_at_once_agree(tmp_path, expected):
     made = GeneratedSet(RECIPE, tmp_path, "train")
     processes = [in_process(made, workers) for workers in (1, 2, 1)]

@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,11 @@ class GeneratedSet:
                 f"cannot generate the data set {self.recipe.name!r} in {self.folder}: "
                 f"{error.strerror or error}. Let $DETECTRON2_DATASETS name a folder that can be "
                 "written and has free space."
+            ) from error
+        except BrokenExecutor as error:
+            raise DatasetError(
+                f"a process that drew images for {self.folder} was killed, perhaps for want of "
+                "memory; what it had finished is kept: run it again"
             ) from error
         return self.annotations
 

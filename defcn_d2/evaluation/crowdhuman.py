@@ -27,15 +27,14 @@ from tabulate import tabulate
 
 from ..data.crowdhuman import read_images
 from ..data.generation import DatasetError
-from ..data.odgt import AnnotationError, OdgtImage, is_box, is_number, shown
+from ..data.odgt import OdgtImage
 from ..data.storage import write_atomically
 from . import crowdhuman_metrics as metrics
+from .results import NO_DETECTIONS, Detections, dump_results, read_results
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE, FIGURES_FILE = "coco_instances_results.json", "crowdhuman_figures.json"
-
-Detections = Mapping[str, np.ndarray]  # image ID -> (D, 5) x1, y1, x2, y2, score
 
 RULES = (
     "a match is an IoU > 0.5 with a free person; an ignore region absorbs what lies in it by more "
@@ -48,12 +47,12 @@ def evaluate_detections(images: Sequence[OdgtImage], detections: Detections) -> 
 
     Args:
         images: ground truth, with sizes.
-        detections: by image ID; (D, 5) x1, y1, x2, y2 in pixels and score.
+        detections: by image ID.
     """
     samples = []
     for image in images:
         assert image.size is not None
-        found = detections.get(image.id, np.zeros((0, 5)))
+        found = detections.get(image.id, NO_DETECTIONS)
         gts = np.concatenate([image.boxes[:, :2], image.boxes[:, :2] + image.boxes[:, 2:]], axis=1)
         samples.append(
             metrics.Sample.build(gts, image.ignored, found[:, :4], found[:, 4], image.size)
@@ -122,7 +121,9 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         for item, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             scores = instances.scores[:, None]
-            found = torch.cat([instances.pred_boxes.tensor.double(), scores.double()], dim=1)
+            person = torch.ones_like(scores)  # category_id 1, as COCO has it
+            columns = [instances.pred_boxes.tensor, scores, person]
+            found = torch.cat([column.double() for column in columns], dim=1)
             self._detections[item["image_id"]] = found.numpy()
             height, width = item["image"].shape[-2:]
             self._input_sizes.add((min(height, width), max(height, width)))
@@ -150,59 +151,9 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         logger.info("CrowdHuman figures of %s:\n%s", self._odgt, report(figures, lines))
         if self._output_dir:
             self._output_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._output_dir / RESULTS_FILE, _results(detections))
+            write_atomically(self._output_dir / RESULTS_FILE, dump_results(detections))
             write_atomically(self._output_dir / FIGURES_FILE, json.dumps(figures).encode())
         return {"bbox": figures}
-
-
-def _results(detections: Detections) -> bytes:
-    """Detections in COCO's results format."""
-    results = [
-        {
-            "image_id": image_id,
-            "category_id": 1,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": score,
-        }
-        for image_id, found in detections.items()
-        for x1, y1, x2, y2, score in found.tolist()
-    ]
-    return json.dumps(results).encode()
-
-
-def read_results(path: Path, images: Sequence[OdgtImage]) -> dict[str, np.ndarray]:
-    """The detections of a file in COCO's results format, as ``evaluate_detections`` takes them.
-
-    Raises AnnotationError, with the number of the entry, for an entry that is wrong or of an image
-    that is not among ``images``.
-    """
-    try:
-        entries = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is not a JSON file: {error}") from None
-    if not isinstance(entries, list):
-        raise AnnotationError(f"{path} is not in COCO's results format: expected a list of objects")
-    found: dict[str, list[list[float]]] = {image.id: [] for image in images}
-    for number, entry in enumerate(entries):
-        try:
-            image_id, box, score = entry["image_id"], entry["bbox"], entry["score"]
-        except (KeyError, TypeError):
-            raise AnnotationError(
-                f"{path}, entry {number}: expected an object with image_id, bbox and score, got "
-                f"{shown(entry)}"
-            ) from None
-        if str(image_id) not in found:
-            raise AnnotationError(f"{path}, entry {number}: no image has the ID {shown(image_id)}")
-        if not is_box(box) or not is_number(score):
-            raise AnnotationError(
-                f"{path}, entry {number}: bbox must be x, y, width, height in pixels and score a "
-                f"number, got {shown(box)} and {shown(score)}"
-            )
-        x, y, width, height = box
-        found[str(image_id)].append([x, y, x + width, y + height, score])
-    return {image_id: np.array(rows) for image_id, rows in found.items() if rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -227,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         images = read_images(args.gt, args.images)
-        detections = read_results(args.results, images)
+        detections = read_results(args.results, [image.id for image in images])
         figures = evaluate_detections(images, detections)
         print(report(figures, protocol(images, detections)))
         if args.output:

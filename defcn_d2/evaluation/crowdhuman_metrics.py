@@ -246,11 +246,16 @@ def nms_ceiling(positives: Sequence[Floats], iou_thresh: float = NMS_THRESH) -> 
     return kept / total if total else 1.0
 
 
+def duplicate_figures(curve: Curve) -> dict[str, float]:
+    """``duplicates_<score>``: those above the score, per ground truth."""
+    return {f"duplicates_{score}": curve.duplicates_per_gt(score) for score in DUPLICATE_SCORES}
+
+
 def evaluate(samples: Sequence[Sample]) -> dict[str, float]:
     """All figures by name: AP50, mMR, recall, JI, nms_gap and nms_ceiling in percent.
 
-    ``nms_gap`` is AP50 after NMS at 0.6 of the same detections, less AP50. ``duplicates_<score>``
-    are those above the score, per ground truth.
+    ``nms_gap`` is AP50 after NMS at 0.6 of the same detections, less AP50. The figures of
+    ``duplicate_figures`` are among them.
     """
     curve = Curve.build(samples)
     ap = curve.average_precision()
@@ -263,6 +268,4 @@ def evaluate(samples: Sequence[Sample]) -> dict[str, float]:
         "nms_gap": 100 * (ap_nms - ap),
         "nms_ceiling": 100 * nms_ceiling([sample.positives for sample in samples]),
     }
-    for score in DUPLICATE_SCORES:
-        figures[f"duplicates_{score}"] = curve.duplicates_per_gt(score)
-    return figures
+    return figures | duplicate_figures(curve)
