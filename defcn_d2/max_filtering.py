@@ -5,6 +5,7 @@ from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from .ops import max_filter_3d
+from .ops.checks import check_arguments
 
 
 class MaxFiltering(nn.Module):
@@ -22,8 +23,17 @@ class MaxFiltering(nn.Module):
             kernel_size: side of the spatial window in cells, odd.
             tau: levels that take part besides the own, tau / 2 on each side; even.
             norm: a normalisation of ``detectron2.layers.get_norm``, "" for none.
+
+        Raises:
+            ValueError: ``tau``, ``kernel_size`` or the channels for the norm are not as above.
         """
         super().__init__()
+        check_arguments([], tau, kernel_size)
+        if norm == "GN" and channels % 32:
+            raise ValueError(
+                f"MODEL.DEFCN.MAX_FILTERING.NORM 'GN' needs a multiple of 32 channels, not "
+                f"{channels}; set MODEL.FPN.OUT_CHANNELS to one, or the norm to 'BN'"
+            )
         self.kernel_size = kernel_size
         self.tau = tau
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
