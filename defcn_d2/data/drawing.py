@@ -165,12 +165,32 @@ def texture(
     return np.asarray(color, np.float32) + pattern[:, :, None] * swing
 
 
-def color_apart(rng: np.random.Generator, others: npt.ArrayLike, apart: float) -> Array:
-    """A random BGR colour ``apart`` or more (Euclid) from ``others`` (n, 3), or the best of 20."""
-    trials = rng.uniform(20, 235, (20, 3)).astype(np.float32)
+def hue_colors(rng: np.random.Generator, hue: float, spread: float, count: int) -> Array:
+    """Strong BGR colours (count, 3) in 0..255 of hues within ``spread`` of ``hue``, in degrees."""
+    hsv = np.empty((1, count, 3), np.float32)
+    hsv[0, :, 0] = rng.uniform(hue - spread, hue + spread, count) % 360
+    hsv[0, :, 1] = rng.uniform(0.55, 0.95, count)
+    hsv[0, :, 2] = rng.uniform(0.45, 0.95, count)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0] * 255, np.float32)
+
+
+def color_apart(
+    rng: np.random.Generator,
+    others: npt.ArrayLike,
+    apart: float,
+    hue: tuple[float, float] | None = None,
+) -> Array:
+    """A random BGR colour ``apart`` or more (Euclid) from ``others`` (n, 3), or the best of 20.
+
+    ``hue``: the middle and half the width of the colour's range of hues in degrees; None: any.
+    """
+    if hue is None:
+        trials = rng.uniform(20, 235, (20, 3)).astype(np.float32)
+    else:
+        trials = hue_colors(rng, *hue, 20)
     away = np.linalg.norm(trials[:, None] - np.asarray(others, np.float32)[None], axis=2).min(1)
     good = np.flatnonzero(away >= apart)
-    return trials[good[0] if len(good) else away.argmax()]
+    return np.asarray(trials[good[0] if len(good) else away.argmax()])
 
 
 @dataclass
@@ -194,10 +214,16 @@ class Canvas:
         return self.owner.shape[0]
 
     @classmethod
-    def with_ground(cls, rng: np.random.Generator, sides: tuple[int, int]) -> Canvas:
-        """A canvas of textured ground of a random colour, its sides within ``sides``."""
+    def with_ground(
+        cls, rng: np.random.Generator, sides: tuple[int, int], saturation: float = 1.0
+    ) -> Canvas:
+        """A canvas of textured ground of a random colour, its sides within ``sides``.
+
+        ``saturation``: 1 for any colour, 0 for grey.
+        """
         width, height = (int(side) for side in rng.integers(*sides, 2, endpoint=True))
         color = rng.uniform(40, 215, 3).astype(np.float32)
+        color = color.mean() + np.float32(saturation) * (color - color.mean())
         surface = texture(rng, width, height, color, 14)
         for cell, contrast in ((60, 30), (9, 12)):
             surface += cloud(rng, width, height, cell)[:, :, None] * np.float32(contrast)
