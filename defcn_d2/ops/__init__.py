@@ -1,26 +1,59 @@
-"""Operators: the 3D max filter."""
+"""Operators: the 3D max filter, compiled where that is possible, composed of PyTorch's elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from defcn_d2.ops.reference import max_filter_3d_reference
+from defcn_d2.ops.checks import check_arguments
+from defcn_d2.ops.library import load
+from defcn_d2.ops.reference import compose, max_filter_3d_reference
 
-__all__ = ["max_filter_3d", "max_filter_3d_reference"]
+__all__ = ["is_compiled", "max_filter_3d", "max_filter_3d_reference", "report"]
+
+_library = load()
 
 
 def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) -> list[Tensor]:
     """Maximum over a window in space and over the neighbouring levels (arXiv 2012.03544, sec. 3.4).
 
     Args:
-        levels: L tensors of shape (N, C, H_l, W_l), finest first; one floating-point dtype.
-        tau: number of neighbouring levels, half of them on each side; even.
+        levels: L tensors of shape (N, C, H_l, W_l), finest first; one floating-point dtype (float32,
+            float64, float16, bfloat16), one device, contiguous or channels_last.
+        tau: number of neighbouring levels, half of them on each side; even, >= 0.
         kernel_size: side of the spatial window in cells; odd. Cells outside the map do not count.
 
     Returns:
-        L tensors shaped like ``levels``: at level l the maximum of the levels l - tau/2 to
-        l + tau/2 that exist, each resized bilinearly (align_corners False) to level l's size.
+        L tensors shaped and laid out like ``levels``: at level l the maximum of the levels
+        l - tau/2 to l + tau/2 that exist (and have cells), each resized bilinearly
+        (``align_corners=False``) to level l's size.
+
+    float16 and bfloat16 are interpolated and compared in float32 and rounded once. NaN wins every
+    comparison; an infinite value spreads as PyTorch's interpolation spreads it. The gradient goes to
+    the winner, among equal ones to the first in the order level (finest first), row, column, and
+    is the same in every run. A second derivative is not implemented.
+
+    Raises:
+        TypeError, ValueError: see :func:`defcn_d2.ops.checks.check_arguments`.
     """
-    return max_filter_3d_reference(levels, tau, kernel_size)
+    check_arguments(levels, tau, kernel_size)
+    if not levels or torch.onnx.is_in_onnx_export():  # ONNX has Resize, Max and MaxPool
+        return compose(levels, tau, kernel_size)
+    device_type = levels[0].device.type
+    if _library.supports(device_type):
+        return torch.ops.defcn_d2.max_filter_3d(levels, tau, kernel_size)
+    if not torch.compiler.is_compiling():
+        _library.warn_once(device_type)
+    return compose(levels, tau, kernel_size)
+
+
+def is_compiled(device_type: str = "cpu") -> bool:
+    """Whether tensors on this type of device ("cpu", "cuda") run through the compiled operator."""
+    return _library.supports(device_type)
+
+
+def report() -> str:
+    """One line for environment reports: which implementation is in use and how it was built."""
+    return f"3D max filter: {_library.report()}"

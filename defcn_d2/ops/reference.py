@@ -20,6 +20,11 @@ def max_filter_3d_reference(
     levels is taken before the one over the window, which is the cheapest order PyTorch has.
     """
     check_arguments(levels, tau, kernel_size)
+    return compose(levels, tau, kernel_size)
+
+
+def compose(levels: Sequence[Tensor], tau: int, kernel_size: int) -> list[Tensor]:
+    """:func:`max_filter_3d_reference` for arguments that have been checked."""
     return [_filter_level(levels, index, tau // 2, kernel_size) for index in range(len(levels))]
 
 

@@ -1,0 +1,108 @@
+"""Finds and loads the compiled operators, and says what became of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from defcn_d2.ops import registration
+
+SWITCH = "DEFCN_D2_OPS"
+PACKAGE = Path(__file__).resolve().parent.parent
+BUILD_RECORD = Path(__file__).resolve().parent / "_build.json"  # written by setup.py
+
+
+@dataclass
+class Library:
+    """The compiled part as this process found it.
+
+    Attributes:
+        missing: for each device type that has no compiled operator, the reason.
+        build: what ``setup.py`` recorded; empty where it never ran.
+    """
+
+    missing: dict[str, str]
+    build: dict[str, Any]
+    _handle: torch.library.Library | None = None
+    _warned: set[str] = field(default_factory=set)
+
+    def supports(self, device_type: str) -> bool:
+        """Whether tensors on this type of device run through the compiled operator."""
+        return device_type in ("cpu", "cuda") and device_type not in self.missing
+
+    def warn_once(self, device_type: str) -> None:
+        """Say why the composition is used; silent where it was asked for by the environment."""
+        if device_type in self._warned or os.environ.get(SWITCH) == "off":
+            return
+        self._warned.add(device_type)
+        reason = self.missing.get(device_type, f"there is no kernel for {device_type!r} devices")
+        warnings.warn(
+            f"the 3D max filter runs as a composition of PyTorch operators, several times slower "
+            f"than the compiled one: {reason} (set {SWITCH}=off to silence this)",
+            stacklevel=3,
+        )
+
+    def report(self) -> str:
+        """One line: which implementation is in use on each device, and how it was built."""
+        parts = []
+        for device_type, name in (("cpu", "CPU"), ("cuda", "CUDA")):
+            if device_type in self.missing:
+                parts.append(f"{name} composed ({self.missing[device_type]})")
+            elif device_type == "cpu":
+                parts.append(f"CPU compiled ({torch.ops.defcn_d2.cpu_capability()})")
+            else:
+                parts.append(f"CUDA compiled ({self.build.get('cuda_archs', 'unknown archs')})")
+        built = [f"{key} {self.build[key]}" for key in ("torch", "cxx", "nvcc") if self.build.get(key)]
+        return ", ".join(parts) + (f"; built with {', '.join(built)}" if built else "")
+
+
+def load() -> Library:
+    """Load what was built. Never raises for a missing or broken build: the reason is kept."""
+    switch = os.environ.get(SWITCH, "")
+    if switch not in ("", "on", "off"):
+        raise ValueError(f"{SWITCH} must be 'on' or 'off', got {switch!r}")
+    build = _read_build_record()
+    if switch == "off":
+        return Library(dict.fromkeys(("cpu", "cuda"), f"{SWITCH}=off"), build)
+    errors = build.get("errors", {})
+    missing: dict[str, str] = {}
+    handle = None
+    reason = _load_file("_C", errors.get("cpu"))
+    if reason is None:
+        handle = registration.register()
+        reason_cuda = _why_no_cuda() or _load_file("_C_cuda", errors.get("cuda"))
+    else:
+        missing["cpu"] = reason_cuda = reason
+    if reason_cuda is not None:
+        missing["cuda"] = reason_cuda
+    return Library(missing, build, handle)
+
+
+def _read_build_record() -> dict[str, Any]:
+    try:
+        record = json.loads(BUILD_RECORD.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _why_no_cuda() -> str | None:
+    return None if torch.version.cuda else "this PyTorch is built without CUDA"
+
+
+def _load_file(stem: str, build_error: str | None) -> str | None:
+    """Load ``defcn_d2/<stem>.*``; return why that failed, or None."""
+    found = sorted(PACKAGE.glob(f"{stem}.*so")) or sorted(PACKAGE.glob(f"{stem}.*pyd"))
+    if not found:
+        return f"its build failed: {build_error}" if build_error else "it was not built"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except (OSError, RuntimeError) as error:
+        return f"{found[0].name} does not load: {str(error).splitlines()[0]}"
+    return None

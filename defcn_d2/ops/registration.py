@@ -1,0 +1,136 @@
+"""What the compiled library leaves to Python: fake tensors and autograd of its operators.
+
+===========================  ==========================================================
+``max_filter_3d``            ``(Tensor[] levels, int tau, int kernel_size) -> Tensor[]``
+``max_filter_3d_with_codes`` the same, and the winner of every output: ``(Tensor[], Tensor[])``
+``max_filter_3d_backward``   ``(Tensor[] grads, Tensor[] codes, int tau, int kernel_size)``
+===========================  ==========================================================
+
+``max_filter_3d`` runs the second one where a gradient will be asked for, and only there: inference
+computes and keeps no codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "defcn_d2"
+
+
+def register() -> torch.library.Library:
+    """Register fake and autograd implementations; the library must have been loaded.
+
+    Returns:
+        The handle that keeps the registration alive.
+    """
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    for name, fake in (
+        ("max_filter_3d", _fake_forward),
+        ("max_filter_3d_with_codes", _fake_forward_with_codes),
+        ("max_filter_3d_backward", _fake_backward),
+    ):
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::max_filter_3d_with_codes",
+        _backward,
+        setup_context=_setup_context,
+        lib=library,
+    )
+    torch.library.register_autograd(
+        f"{NAMESPACE}::max_filter_3d_backward", _double_backward, lib=library
+    )
+    library.impl("max_filter_3d", _autograd_forward, "Autograd", with_keyset=True)
+    return library
+
+
+# ---- memory formats, as csrc/pyramid.h decides them ----------------------------------------------
+
+
+def _fits_channels_last(tensor: Tensor) -> bool:
+    return tensor.numel() == 0 or tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return _fits_channels_last(tensor) and not tensor.is_contiguous()
+
+
+def _common_format(tensors: Sequence[Tensor]) -> torch.memory_format:
+    if any(map(_is_channels_last, tensors)) and all(map(_fits_channels_last, tensors)):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _output_formats(levels: Sequence[Tensor]) -> list[torch.memory_format]:
+    common = _common_format(levels)
+    return [torch.channels_last if _is_channels_last(level) else common for level in levels]
+
+
+# ---- fake tensors --------------------------------------------------------------------------------
+
+
+def _fake_forward(levels: Sequence[Tensor], tau: int, kernel_size: int) -> list[Tensor]:
+    return [
+        torch.empty_like(level, memory_format=memory_format)
+        for level, memory_format in zip(levels, _output_formats(levels), strict=True)
+    ]
+
+
+def _fake_forward_with_codes(
+    levels: Sequence[Tensor], tau: int, kernel_size: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    dtype = _code_dtype(levels, tau, kernel_size)
+    memory_format = _common_format(levels)
+    codes = [torch.empty_like(x, dtype=dtype, memory_format=memory_format) for x in levels]
+    return _fake_forward(levels, tau, kernel_size), codes
+
+
+def _code_dtype(levels: Sequence[Tensor], tau: int, kernel_size: int) -> torch.dtype:
+    # With common settings a byte is enough whatever the sizes: do not look at symbolic ones then.
+    slots = 2 * min(tau // 2, len(levels) - 1) + 1
+    if slots * kernel_size**2 <= 256:
+        return torch.uint8
+    longest = max(1, *(size for level in levels for size in level.shape[2:]))
+    return torch.uint8 if slots * min(kernel_size, 2 * longest - 1) ** 2 <= 256 else torch.int32
+
+
+def _fake_backward(
+    grads: Sequence[Tensor], codes: Sequence[Tensor], tau: int, kernel_size: int
+) -> list[Tensor]:
+    memory_format = _common_format(codes)
+    return [torch.empty_like(grad, memory_format=memory_format) for grad in grads]
+
+
+# ---- autograd ------------------------------------------------------------------------------------
+
+
+def _autograd_forward(
+    keyset: Any, levels: Sequence[Tensor], tau: int, kernel_size: int
+) -> list[Tensor]:
+    operators = torch.ops.defcn_d2
+    if torch.is_grad_enabled() and any(level.requires_grad for level in levels):
+        outputs, _ = operators.max_filter_3d_with_codes(levels, tau, kernel_size)
+        return outputs
+    with torch._C._AutoDispatchBelowAutograd():
+        return operators.max_filter_3d.default.redispatch(
+            keyset & torch._C._after_autograd_keyset, levels, tau, kernel_size
+        )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    _, ctx.tau, ctx.kernel_size = inputs
+    ctx.save_for_backward(*output[1])
+
+
+def _backward(ctx: Any, grads: Sequence[Tensor], _: Sequence[None]) -> tuple[Any, None, None]:
+    grad_levels = torch.ops.defcn_d2.max_filter_3d_backward(
+        grads, ctx.saved_tensors, ctx.tau, ctx.kernel_size
+    )
+    return grad_levels, None, None
+
+
+def _double_backward(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError(f"derivative for {NAMESPACE}::max_filter_3d_backward is not implemented")
