@@ -47,8 +47,8 @@ test: setup
 	$(RUN_TESTS) $(PYTEST_ARGS)
 
 lint: setup
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy $(TYPED)
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy $(TYPED)
 
 # What was built and cached; data, results and the environment stay.
 clean:

@@ -221,12 +221,12 @@ def run(code: str, log: Path, **variables: str) -> str:
 def test_output_goes_to_the_log_and_progress_to_the_screen(tmp_path, monkeypatch):
     monkeypatch.setattr(setup_progress, "QUIET_INTERVAL", 0.0)
     code = (
-        "print('  Downloading x-1.whl (9 MB)\\nProgress 1 of 4\\nProgress 3 of 4\\ndetectron2: y')"
+        "print('  Downloading x-1-any.whl (9 MB)\\nProgress 1 of 4\\nProgress 3 of 4\\ndetectron2: y')"
     )
     shown = run(code, tmp_path / "stage.log")
-    assert "downloading x-1.whl (9 MB) 75 %, 0:00" in shown
+    assert "downloading x-1 (9 MB) 75 %, 0:00" in shown
     assert "detectron2: y" in shown
-    assert (tmp_path / "stage.log").read_text() == "  Downloading x-1.whl (9 MB)\ndetectron2: y\n"
+    assert (tmp_path / "stage.log").read_text() == "  Downloading x-1-any.whl (9 MB)\ndetectron2: y\n"
 
 
 def test_the_end_of_a_failed_commands_output_is_shown_without_noise(tmp_path):
@@ -249,8 +249,9 @@ def test_commands_get_the_variables_and_no_input(tmp_path):
     ("line", "status"),
     [
         ("Collecting torch (from -r x)", "looking up torch"),
-        ("Processing /opt/wheels/x-1.whl", "looking up x-1.whl"),
-        ("Downloading https://host/a/b-1.whl (3 MB)", "downloading b-1.whl (3 MB)"),
+        ("Processing /opt/wheels/x-1.tar.gz", "looking up x-1.tar.gz"),
+        ("Downloading https://host/a/b-1.tar.gz (3 MB)", "downloading b-1.tar.gz (3 MB)"),
+        ("Downloading a_b-1.2-cp311-cp311-any.whl (3 MB)", "downloading a_b-1.2 (3 MB)"),
         ("Building wheel for fvcore (pyproject.toml): started", "building wheel for fvcore"),
         ("Installing collected packages: a, b, c", "unpacking 3 packages"),
         ("Installing collected packages: a", "unpacking a"),

@@ -30,15 +30,20 @@ def describe(line: str) -> str | None:
     """What a line of pip's output says about its progress; None: nothing worth showing."""
     words = line.split()
     if len(words) > 1 and words[0] in ("Collecting", "Processing"):
-        return f"looking up {words[1].rsplit('/', 1)[-1]}"
+        return f"looking up {shorten(words[1])}"
     if len(words) > 1 and words[0] == "Downloading":
-        return "downloading " + " ".join(words[1:]).rsplit("/", 1)[-1]
+        return "downloading " + shorten(" ".join(words[1:]))
     if line.startswith("Building "):
         return line[0].lower() + line[1:].split("(")[0].split(":")[0].strip()
     if line.startswith("Installing collected packages:"):
         count = line.count(",") + 1
         return f"unpacking {count} packages" if count > 1 else f"unpacking {words[-1]}"
     return None
+
+
+def shorten(file: str) -> str:
+    """A wheel's name and version, without its folder and its tags."""
+    return re.sub(r"^([^-]+-[^-]+)-\S+\.whl", r"\1", file.rsplit("/", 1)[-1])
 
 
 def clock(seconds: float) -> str:

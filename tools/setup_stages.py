@@ -149,7 +149,7 @@ class Environment:
         self.remove_venv()
         self.report.run([sys.executable, "-m", "venv", str(self.venv)])
         # The pip that came with Python may be too old for the progress form that is asked later.
-        self.pip("--upgrade", "pip", *BUILD_TOOLS, PIP_PROGRESS_BAR="off")
+        self.pip("--upgrade", "pip", PIP_PROGRESS_BAR="off")
 
     def remove_venv(self) -> None:
         """Delete an environment that is there, and with it the stamps of the later stages.
@@ -200,6 +200,7 @@ class Environment:
             requirements = [
                 line.replace("opencv-python", "opencv-python-headless") for line in requirements
             ]
+        self.pip(*BUILD_TOOLS)  # some packages come as source, and ask for these
         self.pip(*requirements)
         self.check_opencv()
 
