@@ -15,6 +15,7 @@ from defcn_d2.ops import registration
 
 SWITCH = "DEFCN_D2_OPS"
 PACKAGE = Path(__file__).resolve().parent.parent
+NOT_BUILT = "it was not built (installing defcn_d2 builds it where PyTorch and a compiler are)"
 BUILD_RECORD = Path(__file__).resolve().parent / "_build.json"  # written by setup.py
 
 
@@ -69,19 +70,16 @@ def load() -> Library:
         raise ValueError(f"{SWITCH} must be 'on' or 'off', got {switch!r}")
     build = _read_build_record()
     if switch == "off":
-        return Library(dict.fromkeys(("cpu", "cuda"), f"{SWITCH}=off"), build)
+        missing = dict.fromkeys(("cpu", "cuda"), f"{SWITCH}=off")
+        return Library(missing, build, registration.register_composition())
     errors = build.get("errors", {})
-    missing: dict[str, str] = {}
-    handle = None
     reason = _load_file("_C", errors.get("cpu"))
-    if reason is None:
-        handle = registration.register()
-        reason_cuda = _why_no_cuda() or _load_file("_C_cuda", errors.get("cuda"))
-    else:
-        missing["cpu"] = reason_cuda = reason
-    if reason_cuda is not None:
-        missing["cuda"] = reason_cuda
-    return Library(missing, build, handle)
+    if reason is not None:
+        missing = dict.fromkeys(("cpu", "cuda"), reason)
+        return Library(missing, build, registration.register_composition())
+    handle = registration.register()
+    reason = _why_no_cuda() or _load_file("_C_cuda", errors.get("cuda"))
+    return Library({} if reason is None else {"cuda": reason}, build, handle)
 
 
 def _read_build_record() -> dict[str, Any]:
@@ -100,7 +98,7 @@ def _load_file(stem: str, build_error: str | None) -> str | None:
     """Load ``defcn_d2/<stem>.*``; return why that failed, or None."""
     found = sorted(PACKAGE.glob(f"{stem}.*so")) or sorted(PACKAGE.glob(f"{stem}.*pyd"))
     if not found:
-        return f"its build failed: {build_error}" if build_error else "it was not built"
+        return f"its build failed: {build_error}" if build_error else NOT_BUILT
     try:
         torch.ops.load_library(str(found[0]))
     except (OSError, RuntimeError) as error:

@@ -14,10 +14,11 @@ from defcn_d2.ops.checks import check_arguments
 def max_filter_3d_reference(
     levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3
 ) -> list[Tensor]:
-    """3D max filter as a composition of resize, maximum and 2D max pooling.
+    """3D max filter as a composition of resize, maximum and max pooling.
 
-    Same arguments, result and errors as :func:`defcn_d2.ops.max_filter_3d`. The maximum over the
-    levels is taken before the one over the window, which is the cheapest order PyTorch has.
+    Same arguments, result and errors as :func:`defcn_d2.ops.max_filter_3d`, and the same order
+    among equal values. In half precision the resized values are rounded before they are compared,
+    so that there are more equal ones.
     """
     check_arguments(levels, tau, kernel_size)
     return compose(levels, tau, kernel_size)
@@ -25,23 +26,53 @@ def max_filter_3d_reference(
 
 def compose(levels: Sequence[Tensor], tau: int, kernel_size: int) -> list[Tensor]:
     """:func:`max_filter_3d_reference` for arguments that have been checked."""
-    return [_filter_level(levels, index, tau // 2, kernel_size) for index in range(len(levels))]
-
-
-def _filter_level(levels: Sequence[Tensor], index: int, reach: int, kernel_size: int) -> Tensor:
-    level = levels[index]
-    if level.numel() == 0:
-        return level.clone()
-    merged: Tensor | None = None
-    for k in range(max(0, index - reach), min(len(levels), index + reach + 1)):
-        if 0 in levels[k].shape[2:]:  # a map without cells has nothing to add
+    needs_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in levels)
+    pool = _pool_in_order if needs_gradient else _pool_merged
+    outputs = []
+    for index, level in enumerate(levels):
+        if level.numel() == 0:
+            outputs.append(level.clone())
             continue
-        resized = _resize(levels[k], level) if k != index else level
-        merged = resized if merged is None else torch.maximum(merged, resized)
-    assert merged is not None  # the level itself always takes part
-    return F.max_pool2d(merged, kernel_size, stride=1, padding=kernel_size // 2)
+        pooled = pool(_neighbours(levels, index, tau // 2), kernel_size)
+        outputs.append(pooled.contiguous(memory_format=_format_of(level)))
+    return outputs
+
+
+def _format_of(level: Tensor) -> torch.memory_format:
+    if level.is_contiguous(memory_format=torch.channels_last) and not level.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _neighbours(levels: Sequence[Tensor], index: int, reach: int) -> list[Tensor]:
+    """The level and its neighbours, finest first, all at the size of the level."""
+    level = levels[index]
+    resized = []
+    for k in range(max(0, index - reach), min(len(levels), index + reach + 1)):
+        if k == index:
+            resized.append(level)
+        elif 0 not in levels[k].shape[2:]:  # a map without cells has nothing to add
+            resized.append(_resize(levels[k], level))
+    return resized
 
 
 def _resize(source: Tensor, target: Tensor) -> Tensor:
     resized = F.interpolate(source, target.shape[2:], mode="bilinear", align_corners=False)
     return resized.to(target.dtype)  # autocast would leave float32 behind
+
+
+def _pool_merged(neighbours: list[Tensor], kernel_size: int) -> Tensor:
+    # The cheapest order PyTorch has: the maximum over the levels first, then one 2D pooling.
+    merged = neighbours[0]
+    for neighbour in neighbours[1:]:
+        merged = torch.maximum(merged, neighbour)
+    return F.max_pool2d(merged, kernel_size, stride=1, padding=kernel_size // 2)
+
+
+def _pool_in_order(neighbours: list[Tensor], kernel_size: int) -> Tensor:
+    # torch.maximum shares the gradient between equal values; one window over all levels gives it to
+    # the first in the order level, row, column.
+    stacked = torch.stack(neighbours, dim=2)
+    padding = kernel_size // 2
+    window = (len(neighbours), kernel_size, kernel_size)
+    return F.max_pool3d(stacked, window, stride=1, padding=(0, padding, padding)).squeeze(2)

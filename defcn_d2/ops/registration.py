@@ -18,7 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from defcn_d2.ops.checks import check_arguments
+from defcn_d2.ops.reference import max_filter_3d_reference
+
 NAMESPACE = "defcn_d2"
+
+
+def register_composition() -> torch.library.Library:
+    """Define ``max_filter_3d`` without the library, so that exported programs load everywhere."""
+    library = torch.library.Library(NAMESPACE, "DEF")
+    library.define("max_filter_3d(Tensor[] levels, int tau, int kernel_size) -> Tensor[]")
+    library.impl("max_filter_3d", max_filter_3d_reference, "CompositeImplicitAutograd")
+    return library
 
 
 def register() -> torch.library.Library:
@@ -73,6 +84,7 @@ def _output_formats(levels: Sequence[Tensor]) -> list[torch.memory_format]:
 
 
 def _fake_forward(levels: Sequence[Tensor], tau: int, kernel_size: int) -> list[Tensor]:
+    check_arguments(levels, tau, kernel_size)
     return [
         torch.empty_like(level, memory_format=memory_format)
         for level, memory_format in zip(levels, _output_formats(levels), strict=True)
@@ -82,10 +94,11 @@ def _fake_forward(levels: Sequence[Tensor], tau: int, kernel_size: int) -> list[
 def _fake_forward_with_codes(
     levels: Sequence[Tensor], tau: int, kernel_size: int
 ) -> tuple[list[Tensor], list[Tensor]]:
+    outputs = _fake_forward(levels, tau, kernel_size)
     dtype = _code_dtype(levels, tau, kernel_size)
     memory_format = _common_format(levels)
     codes = [torch.empty_like(x, dtype=dtype, memory_format=memory_format) for x in levels]
-    return _fake_forward(levels, tau, kernel_size), codes
+    return outputs, codes
 
 
 def _code_dtype(levels: Sequence[Tensor], tau: int, kernel_size: int) -> torch.dtype:
