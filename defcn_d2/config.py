@@ -22,6 +22,8 @@ def add_defcn_config(cfg: CN) -> None:
     # "points": a location regresses the distances (l, t, r, b) to the sides of its box.
     # "anchors": it regresses Box2BoxTransform deltas of one anchor, see MODEL.ANCHOR_GENERATOR.
     node.PRIORS = "points"
+    # Weights and feature maps in PyTorch's channels_last format, which is faster on CPUs.
+    node.CHANNELS_LAST = False
 
     _add_head_config(node)
     _add_matching_config(node)

@@ -37,6 +37,7 @@ class DeFCN(nn.Module):
         topk_only: bool = False,
         nms_thresh: float | None = None,
         max_detections: int = 100,
+        channels_last: bool = False,
     ):
         """
         Args:
@@ -51,6 +52,7 @@ class DeFCN(nn.Module):
             topk_only: detections by ``find_topk`` in place of ``find_candidates``.
             nms_thresh: IoU for class-wise NMS, or None for end-to-end detection.
             max_detections: per image.
+            channels_last: keep weights and feature maps in PyTorch's channels_last format.
         """
         super().__init__()
         self.backbone = backbone
@@ -65,6 +67,8 @@ class DeFCN(nn.Module):
         self.topk_only = topk_only
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
+        if channels_last:  # feature maps follow the convolutions' weights
+            self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -95,6 +99,7 @@ class DeFCN(nn.Module):
             "topk_only": node.TOPK_ONLY_TEST,
             "nms_thresh": node.NMS_THRESH_TEST if node.NMS_TYPE == "class_wise" else None,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "channels_last": node.CHANNELS_LAST,
         }
 
     @property
