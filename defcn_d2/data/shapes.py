@@ -7,9 +7,8 @@ Labels follow COCO: a box is the tight box of the pixels of a figure that can be
 their number. A figure is placed only where every figure, itself included, still shows at least
 ``MIN_VISIBLE`` of its area, so nothing that can be seen goes without a label.
 
-As with things in the world, looks give a hint: a class has a usual range of hues, its neighbours'
-overlapping by a third, and the odd figure has any colour at all. With it a small network learns
-the set within minutes on a CPU.
+As with things in the world, looks give a hint: a class has its range of hues, which overlaps a
+little with its neighbours' ranges. With it a small network learns the set within minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -35,11 +34,10 @@ from .drawing import (
 from .generation import Record, command_line
 
 MAX_FIGURES = 10
-MIN_VISIBLE = 0.4  # of a figure's full area, against covering figures and the image's border
+MIN_VISIBLE = 0.5  # of a figure's full area, against covering figures and the image's border
 SIZES = (18.0, 190.0)  # pixels, diameter of the circle around a figure: log-uniform
 SIDES = (192, 288)  # pixels, height and width of an image
-USUAL = 0.9  # of the figures have a hue of their class
-HUE_SPREAD = 1.5 / 2  # half the width of a class' range of hues, in distances between classes
+HUE_SPREAD = 1.2 / 2  # half the width of a class' range of hues, in distances between classes
 
 
 def _crescent(tip: float = 0.9, shift: float = 0.55) -> np.ndarray:
@@ -97,8 +95,7 @@ def _place(rng: np.random.Generator, canvas: Canvas, category: int, trials: int 
     size = math.exp(rng.uniform(*np.log(SIZES)))
     turned_outline = turned(outline, size, size * rng.uniform(0.65, 1), rng.uniform(0, 2 * math.pi))
     step = 360 / len(CLASSES)
-    usual = (category * step, HUE_SPREAD * step) if rng.random() < USUAL else None
-    color = color_apart(rng, canvas.colors, 90, usual)
+    color = color_apart(rng, canvas.colors, 90, (category * step, HUE_SPREAD * step))
     for _ in range(trials):
         center = rng.uniform(0, canvas.width), rng.uniform(0, canvas.height)
         figure = stencil(turned_outline, center)
