@@ -32,7 +32,8 @@ def tiny_cfg(*opts: object) -> CfgNode:
     return make_cfg(
         "shapes/POTO-3DMF-Aux.yaml",
         *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
-        *("MODEL.FPN.OUT_CHANNELS", 32),
+        # Two channels a group of GN: one alone has no variance on a level of a single cell.
+        *("MODEL.FPN.OUT_CHANNELS", 64),
         *("MODEL.DEFCN.NUM_CONVS", 1),
         *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 64),
         *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 64),

@@ -25,16 +25,16 @@ def test_levels_of_the_narrow_backbone() -> None:
         "p6": 64,
         "p7": 128,
     }
-    assert {shape.channels for shape in shapes.values()} == {32}
+    assert {shape.channels for shape in shapes.values()} == {64}
     assert backbone.size_divisibility == 32
     features = backbone(torch.randn(2, 3, 96, 160))
     sizes = [tuple(features[name].shape) for name in ("p3", "p4", "p5", "p6", "p7")]
     assert sizes == [
-        (2, 32, 12, 20),
-        (2, 32, 6, 10),
-        (2, 32, 3, 5),
-        (2, 32, 2, 3),
-        (2, 32, 1, 2),
+        (2, 64, 12, 20),
+        (2, 64, 6, 10),
+        (2, 64, 3, 5),
+        (2, 64, 2, 3),
+        (2, 64, 1, 2),
     ]
 
 
@@ -80,7 +80,7 @@ def test_channels_of_the_narrow_backbone() -> None:
 def test_number_of_input_channels(channels: int) -> None:
     cfg = tiny_cfg("MODEL.PIXEL_MEAN", [0.0] * channels, "MODEL.PIXEL_STD", [1.0] * channels)
     features = build_backbone(cfg)(torch.randn(2, channels, 32, 32))
-    assert features["p3"].shape == (2, 32, 4, 4)
+    assert features["p3"].shape == (2, 64, 4, 4)
 
 
 def test_fewer_levels_of_the_bottom_up() -> None:
