@@ -34,6 +34,7 @@ def compose(levels: Sequence[Tensor], tau: int, kernel_size: int) -> list[Tensor
             outputs.append(level.clone())
             continue
         pooled = pool(_neighbours(levels, index, tau // 2), kernel_size)
+        pooled = pooled.to(level.dtype)  # autocast pools in float32
         outputs.append(pooled.contiguous(memory_format=_format_of(level)))
     return outputs
 
@@ -52,13 +53,9 @@ def _neighbours(levels: Sequence[Tensor], index: int, reach: int) -> list[Tensor
         if k == index:
             resized.append(level)
         elif 0 not in levels[k].shape[2:]:  # a map without cells has nothing to add
-            resized.append(_resize(levels[k], level))
+            size = level.shape[2:]
+            resized.append(F.interpolate(levels[k], size, mode="bilinear", align_corners=False))
     return resized
-
-
-def _resize(source: Tensor, target: Tensor) -> Tensor:
-    resized = F.interpolate(source, target.shape[2:], mode="bilinear", align_corners=False)
-    return resized.to(target.dtype)  # autocast would leave float32 behind
 
 
 def _pool_merged(neighbours: list[Tensor], kernel_size: int) -> Tensor:
