@@ -1,5 +1,6 @@
 """The built-in figures: labels against what is painted, ranges as promised, COCO registration."""
 
+import colorsys
 import json
 import math
 import uuid
@@ -13,7 +14,15 @@ from hypothesis import strategies as st
 
 from defcn_d2.data import register_shapes, shapes
 from defcn_d2.data.builtin import SHAPES, SHAPES_CLASSES
-from defcn_d2.data.drawing import Canvas, Stencil, color_apart, stencil, tight_box, turned
+from defcn_d2.data.drawing import (
+    Canvas,
+    Stencil,
+    color_apart,
+    hue_colors,
+    stencil,
+    tight_box,
+    turned,
+)
 from defcn_d2.data.generation import GeneratedSet
 
 IMAGES = 60
@@ -194,6 +203,41 @@ def test_color_apart():
         assert away.min() >= 80
     crowded = np.stack(np.meshgrid(*[np.arange(0, 256, 32)] * 3), -1).reshape(-1, 3)
     assert color_apart(rng, crowded, 300).shape == (3,), "the best there is, where none is apart"
+
+
+def hue_of(bgr):
+    return 360 * colorsys.rgb_to_hsv(*(float(v) / 255 for v in bgr[::-1]))[0]
+
+
+@given(st.integers(0, 360), st.integers(1, 60))
+def test_hue_colors(hue, spread):
+    colors = hue_colors(np.random.default_rng(hue), hue, spread, 10)
+    away = [(hue_of(color) - hue + 180) % 360 - 180 for color in colors]
+    assert np.abs(away).max() <= spread + 0.1
+    assert colors.min() >= 0 and colors.max() <= 255
+
+
+def test_color_apart_of_a_hue():
+    rng = np.random.default_rng(0)
+    grey = [[128, 128, 128]]
+    colors = [color_apart(rng, grey, 80, hue=(120, 20)) for _ in range(20)]
+    assert all(100 <= hue_of(color) <= 140 for color in colors)
+    assert np.linalg.norm(np.subtract(colors, grey), axis=1).min() >= 80
+
+
+def test_each_class_has_its_hues(painted):
+    step = 360 / len(SHAPES_CLASSES)
+    away = []
+    for _, record, steps in painted:
+        for label, (figure, _, after) in zip(record["figures"], steps, strict=True):
+            part = figure.clipped(record["width"], record["height"])
+            h, w = part.coverage.shape
+            window = after[part.y : part.y + h, part.x : part.x + w]
+            middle = hue_of(window[part.inside & (part.edge == 0)].mean(0))
+            away.append(abs((middle - label["category"] * step + 180) % 360 - 180))
+    assert len(away) > 100
+    assert np.max(away) < (shapes.HUE_SPREAD + 0.1) * step
+    assert np.mean(np.array(away) > step / 2) > 0.02, "the ranges of neighbours overlap"
 
 
 @pytest.fixture
