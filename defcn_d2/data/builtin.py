@@ -13,7 +13,7 @@ from .generation import DatasetError, GeneratedSet, Recipe
 
 SHAPES_CLASSES = ("ellipse", "ring", "crescent", "rectangle", "triangle", "star", "cross")
 SHAPES = Recipe(
-    "shapes", 2, "defcn_d2.data.shapes", "annotations.json", {"train": 2000, "val": 300}
+    "shapes", 3, "defcn_d2.data.shapes", "annotations.json", {"train": 2000, "val": 300}
 )
 SHAPES_CROWD = Recipe(
     "shapes_crowd", 1, "defcn_d2.data.shapes_crowd", "annotation.odgt", {"train": 2000, "val": 300}

@@ -34,10 +34,10 @@ from .drawing import (
 from .generation import Record, command_line
 
 MAX_FIGURES = 10
-MIN_VISIBLE = 0.5  # of a figure's full area, against covering figures and the image's border
-SIZES = (18.0, 190.0)  # pixels, diameter of the circle around a figure: log-uniform
+MIN_VISIBLE = 0.6  # of a figure's full area, against covering figures and the image's border
+SIZES = (20.0, 200.0)  # pixels, diameter of the circle around a figure: log-uniform
 SIDES = (192, 288)  # pixels, height and width of an image
-HUE_SPREAD = 1.2 / 2  # half the width of a class' range of hues, in distances between classes
+HUE_SPREAD = 1.1 / 2  # half the width of a class' range of hues, in distances between classes
 
 
 def _crescent(tip: float = 0.9, shift: float = 0.55) -> np.ndarray:
