@@ -7,6 +7,7 @@ what is a tie on paper is a tie in the matcher, and a quotient is rounded once o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,8 @@ class Case(NamedTuple):
     gt: Instances
 
 
-class Location(NamedTuple):
+@dataclass(frozen=True)
+class Location:
     """A prior, as the spec speaks of it."""
 
     index: int

@@ -217,7 +217,7 @@ def test_infinity_survives_being_written_and_read_again(tmp_path: Path) -> None:
     assert again.MODEL.DEFCN.MATCHER.SIZE_RANGES[-1][1] == float("inf")
 
 
-def small_model(config: str) -> torch.nn.Module:
+def small_model(config: str) -> Any:
     """The model of a config but for its backbone and its width."""
     return build_model(
         make_cfg(

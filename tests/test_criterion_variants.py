@@ -10,16 +10,17 @@ from helpers import make_cfg, make_instances, make_priors, random_instances, ran
 from slow_matching import centerness, giou, locations
 from torch import Tensor
 
-from defcn_d2.criteria import build_criteria
+from defcn_d2.criteria import DenseCriterion, build_criteria
 from defcn_d2.structures import Predictions, Priors
 
 HEIGHT, WIDTH, NUM_CLASSES = 64, 96, 4
 COUNTS = (3, 0, 5)
 
 
-def build(config: str, *opts: object) -> torch.nn.Module:
-    (criterion,) = build_criteria(make_cfg(config, "MODEL.DEFCN.NUM_CLASSES", NUM_CLASSES, *opts))
-    return criterion
+def build(config: str, *opts: object) -> DenseCriterion:
+    criteria = build_criteria(make_cfg(config, "MODEL.DEFCN.NUM_CLASSES", NUM_CLASSES, *opts))
+    assert len(criteria) == 1 and isinstance(criteria[0], DenseCriterion)
+    return criteria[0]
 
 
 def batch(quality: bool) -> tuple[Priors, Predictions, list]:
@@ -41,7 +42,7 @@ def focal(logits: Tensor, targets: Tensor) -> float:
     return total
 
 
-def foreground(criterion: torch.nn.Module, priors: Priors, predictions: Predictions, gts: list):
+def foreground(criterion: DenseCriterion, priors: Priors, predictions: Predictions, gts: list):
     """(image, location, gt) of every foreground location."""
     for i, assignment in enumerate(criterion.match(priors, predictions, gts)):
         for location in locations(priors):

@@ -20,7 +20,7 @@ from slow_matching import (
 
 from defcn_d2.matchers.center import Center
 
-RANGES = [[-1, 64], [64, 128], [128, 256], [256, 512], [512, math.inf]]
+RANGES: list = [[-1, 64], [64, 128], [128, 256], [256, 512], [512, math.inf]]
 
 
 @given(cases())
