@@ -1,8 +1,8 @@
 """Training and evaluation: what ``train_net.py`` runs."""
 
+from .command_line import main, run
 from .configuration import load_config
 from .errors import UserError, reported
-from .main import main, run
 from .optimizer import build_optimizer
 from .trainer import Trainer
 

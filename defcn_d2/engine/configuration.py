@@ -13,8 +13,8 @@ from ..config import add_defcn_config
 from .errors import UserError, first_line, nearest
 
 _MISMATCH = re.compile(
-    r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \((.*) vs\. (.*)\) "
-    r"for config key: (\S+)",
+    r"Type mismatch \(<class '(?:\w+\.)*(\w+)'> vs\. <class '(?:\w+\.)*(\w+)'>\) "
+    r"with values \((.*) vs\. (.*)\) for config key: (\S+)",
     re.DOTALL,
 )
 

@@ -1,0 +1,297 @@
+"""The parts of the trainer: optimizer, checkpoints, threads, log, evaluators."""
+
+import itertools
+import logging
+import os
+import sys
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
+from torch import nn
+
+from defcn_d2.engine import UserError, build_optimizer, cpu, evaluators, load_config
+from defcn_d2.engine import checkpointer as checkpointer_module
+from defcn_d2.engine.checkpointer import Checkpointer, replacing
+from defcn_d2.engine.logs import setup_logging
+from defcn_d2.engine.trainer import end_last_line
+from defcn_d2.evaluation.crowdhuman import CrowdHumanEvaluator
+from defcn_d2.evaluation.nms_gap import NMSGapEvaluator
+
+
+class Small(nn.Module):
+    """One parameter of each kind that an optimizer may treat in its own way."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        self.norm = nn.GroupNorm(1, 2)
+        self.frozen = nn.Linear(1, 1).requires_grad_(False)
+        self.tied = self.conv
+
+
+SOLVER = [
+    *("SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", "0.5", "SOLVER.WEIGHT_DECAY", "0.1"),
+    *("SOLVER.WEIGHT_DECAY_NORM", "0.0", "SOLVER.BIAS_LR_FACTOR", "2.0"),
+    *("SOLVER.WEIGHT_DECAY_BIAS", "0.2"),
+]
+
+
+def test_adamw_has_the_settings_of_each_kind():
+    model = Small()
+    optimizer = build_optimizer(load_config(CONFIG, SOLVER), model)
+    assert type(optimizer) is torch.optim.AdamW
+    found = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert found == {
+        id(model.conv.weight): (0.5, 0.1),
+        id(model.conv.bias): (1.0, 0.2),
+        id(model.norm.weight): (0.5, 0.0),
+        id(model.norm.bias): (1.0, 0.2),
+    }
+    assert len(optimizer.param_groups) == 3  # equal settings share a group
+
+
+def test_adamw_steps_as_torch_does():
+    torch.manual_seed(0)
+    model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    opts = ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", "0.1", "SOLVER.WEIGHT_DECAY", "0.3"]
+    opts += ["SOLVER.WEIGHT_DECAY_BIAS", "0.3"]  # whose default v0.5 has as a number
+    ours = build_optimizer(load_config(CONFIG, opts), model)
+    reference = torch.optim.AdamW(twin.parameters(), lr=0.1, weight_decay=0.3)
+    x = torch.randn(4, 3)
+    for _ in range(3):
+        for net, optimizer in ((model, ours), (twin, reference)):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)
+
+
+@pytest.mark.parametrize("name, kind", [("SGD", torch.optim.SGD), ("AdamW", torch.optim.AdamW)])
+def test_gradients_are_clipped_where_asked(name, kind):
+    model = nn.Linear(1, 1, bias=False)
+    clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.25"]
+    optimizer = build_optimizer(load_config(CONFIG, ["SOLVER.OPTIMIZER", name, *clip]), model)
+    assert isinstance(optimizer, kind)
+    model.weight.grad = torch.full((1, 1), 7.0)
+    optimizer.step()
+    assert model.weight.grad.item() == 0.25
+
+
+def test_unknown_optimizer():
+    with pytest.raises(UserError, match="SOLVER.OPTIMIZER 'Adam' is unknown; one of: SGD, AdamW"):
+        build_optimizer(load_config(CONFIG, ["SOLVER.OPTIMIZER", "Adam"]), Small())
+
+
+def filled(value: float) -> nn.Module:
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def test_checkpoint_is_saved_and_found(tmp_path):
+    Checkpointer(filled(1.0), str(tmp_path)).save("model_0", iteration=3)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0.pth"]
+    other = filled(2.0)
+    extra = Checkpointer(other, str(tmp_path)).resume_or_load("", resume=True)
+    assert extra["iteration"] == 3
+    assert torch.equal(other.weight, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("broken_call", [0, 1])
+def test_broken_save_leaves_the_last_checkpoint(tmp_path, monkeypatch, broken_call):
+    """A run that dies before the new file, or before ``last_checkpoint``, is in place."""
+    Checkpointer(filled(1.0), str(tmp_path)).save("model_0")
+    calls = itertools.count()
+    replace = os.replace
+
+    def dies(source, target):
+        if next(calls) == broken_call:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(checkpointer_module.os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpointer(filled(2.0), str(tmp_path)).save("model_1")
+    monkeypatch.undo()
+    again = filled(3.0)
+    Checkpointer(again, str(tmp_path)).resume_or_load("", resume=True)
+    assert torch.equal(again.weight, torch.ones(2, 2))
+
+
+def test_half_written_file_does_not_appear(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), replacing(str(path)) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    with replacing(str(path)) as file:
+        file.write(b"newer")
+    assert path.read_bytes() == b"newer" and os.listdir(tmp_path) == ["file"]
+
+
+def test_nothing_is_saved_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Checkpointer(filled(1.0), "").save("model")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"123", b"PK\x03\x04 cut off", b"\x80\x02}"])
+def test_damaged_weights_are_named(tmp_path, content):
+    path = tmp_path / "bad.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="bad.pth' is damaged or no checkpoint"):
+        Checkpointer(filled(1.0)).load(str(path))
+
+
+def test_truncated_weights_are_named(tmp_path):
+    Checkpointer(filled(1.0), str(tmp_path)).save("model")
+    path = tmp_path / "model.pth"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="model.pth' is damaged"):
+        Checkpointer(filled(1.0)).load(str(path))
+
+
+def test_weights_with_foreign_objects_are_named(tmp_path):
+    path = tmp_path / "odd.pth"
+    torch.save({"model": {}, "log": logging.Formatter()}, path)
+    with pytest.raises(UserError, match="odd.pth' holds objects besides tensors"):
+        Checkpointer(filled(1.0)).load(str(path))
+
+
+def test_missing_weights_are_named(tmp_path):
+    (tmp_path / "last_checkpoint").write_text("gone.pth")
+    with pytest.raises(UserError, match="gone.pth' do not exist"):
+        Checkpointer(filled(1.0), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_unreachable_weights_are_named():
+    with pytest.raises(UserError, match="'http://localhost:1/x.pth' cannot be read or fetched"):
+        Checkpointer(filled(1.0)).load("http://localhost:1/x.pth")
+
+
+@pytest.mark.parametrize(
+    "quota, cores",
+    [("max 100000", 4), ("150000 100000", 2), ("1000 100000", 1), ("900000 100000", 4)],
+)
+def test_cores_of_a_container(tmp_path, monkeypatch, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    path = tmp_path / "cpu.max"
+    path.write_text(quota + "\n")
+    assert cpu.available_cores(path) == cores
+    assert cpu.available_cores(tmp_path / "none") == 4
+
+
+@given(cores=st.integers(1, 64), workers=st.integers(0, 64))
+def test_busy_threads_and_workers_fit_the_cores(cores, workers):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_WAIT_POLICY", raising=False)
+        threads = cpu.num_threads(cores, workers)
+        assert threads >= 1 and (threads == 1 or threads + workers == cores)
+        patch.setenv("OMP_WAIT_POLICY", "passive")
+        assert cpu.num_threads(cores, workers) == cores
+
+
+@pytest.mark.parametrize("given_threads", [None, "1"])
+def test_run_on_the_cpu(monkeypatch, given_threads):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(cpu, "available_cores", lambda: 3)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given_threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", given_threads)
+    before = load_config(CONFIG, ["DATALOADER.NUM_WORKERS", "8", "MODEL.DEVICE", "cuda"])
+    after = cpu.use_cpu(before)
+    assert (after.MODEL.DEVICE, after.DATALOADER.NUM_WORKERS) == ("cpu", 3)
+    assert (before.MODEL.DEVICE, before.DATALOADER.NUM_WORKERS) == ("cuda", 8)
+    assert after.is_frozen()
+    assert chosen == ([] if given_threads else [3])
+
+
+def test_log_is_short_on_the_terminal_and_full_on_disk(tmp_path, capsys, monkeypatch):
+    before = {name: logging.getLogger(name).handlers[:] for name in LOGGERS}
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # the one that capsys reads
+    try:
+        setup_logging(str(tmp_path))
+        logger = logging.getLogger("detectron2.test")
+        logger.info("Running with full config:\nA: 1")
+        logger.info("a step")
+        logging.getLogger("defcn_d2.test").info("our step")
+        for handler in logging.getLogger("detectron2").handlers:
+            handler.flush()
+        shown, kept = capsys.readouterr().out, (tmp_path / "log.txt").read_text()
+        assert "full config" not in shown and "full config" in kept
+        for text in (shown, kept):
+            assert "a step" in text and "our step" in text
+    finally:
+        for name, handlers in before.items():
+            logging.getLogger(name).handlers[:] = handlers
+
+
+LOGGERS = ("detectron2", "defcn_d2", "fvcore")
+
+
+@pytest.mark.parametrize(
+    "content, after", [(b"", b""), (b'{"a": 1}\n', b'{"a": 1}\n'), (b'{"a": ', b'{"a": \n')]
+)
+def test_unfinished_line_is_ended(tmp_path, content, after):
+    path = tmp_path / "metrics.json"
+    end_last_line(str(path))
+    assert not path.exists()
+    path.write_bytes(content)
+    end_last_line(str(path))
+    assert path.read_bytes() == after
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    tiny_sets()
+
+
+def test_evaluators_of_the_types_of_data(tiny, tmp_path):
+    cfg = load_config(CONFIG, [*TINY_MODEL, *TINY_SETS, "OUTPUT_DIR", str(tmp_path)])
+    evaluator = evaluators.build_evaluator(cfg, "tiny_val")
+    assert isinstance(evaluator, COCOEvaluator)
+    assert evaluator._output_dir == str(tmp_path / "inference")
+    assert not evaluator._use_fast_impl
+    metadata = MetadataCatalog.get("tiny_people")
+    metadata.set(evaluator_type="crowdhuman", odgt_file="none.odgt", image_root="none")
+    assert isinstance(evaluators.build_evaluator(cfg, "tiny_people"), CrowdHumanEvaluator)
+
+
+def test_predictions_of_two_sets_and_with_nms_have_own_folders(tiny, monkeypatch):
+    made = []
+
+    def make(name, folder):
+        made.append((name, folder))
+        return COCOEvaluator(name, ("bbox",))
+
+    monkeypatch.setitem(evaluators.EVALUATORS, "coco", make)
+    opts = [*TINY_MODEL, "DATASETS.TEST", "('tiny_val', 'tiny_train')", "OUTPUT_DIR", "out"]
+    cfg = load_config(CONFIG, [*opts, "TEST.WITH_NMS", "True"])
+    assert isinstance(evaluators.build_evaluator(cfg, "tiny_val"), NMSGapEvaluator)
+    assert made == [
+        ("tiny_val", "out/inference/tiny_val/without_nms"),
+        ("tiny_val", "out/inference/tiny_val/with_nms"),
+    ]
+
+
+def test_missing_lvis_package_is_told(monkeypatch):
+    def no_package(*args, **kwargs):
+        raise ImportError("No module named 'lvis'")
+
+    monkeypatch.setattr(evaluators, "LVISEvaluator", no_package)
+    MetadataCatalog.get("tiny_lvis").set(evaluator_type="lvis")
+    with pytest.raises(UserError, match="'tiny_lvis': No module named 'lvis'; pip install lvis"):
+        evaluators.build_evaluator(load_config(CONFIG), "tiny_lvis")
