@@ -125,6 +125,8 @@ def test_outputs_of_a_bare_model_are_refused():
 def test_gap_is_that_of_the_box_task():
     results = {"segm": {"AP": 1.0}, "bbox": {"AP": 5.0}}
     assert nms_gap(results, {"segm": {"AP": 9.0}, "bbox": {"AP": 4.0}}) == -1.0
+    crowd = {"bbox": {"AP50": 80.0, "recall": 90.0}}
+    assert nms_gap(crowd, {"bbox": {"AP50": 78.5, "recall": 85.0}}) == -1.5
 
 
 def evaluate_tiny(folder: Path) -> dict:

@@ -119,10 +119,11 @@ class NMSGapEvaluator(DatasetEvaluator):
 
 
 def nms_gap(without: Mapping[str, Mapping], suppressed: Mapping[str, Mapping]) -> float:
-    """AP with NMS less AP without, of the box task.
+    """AP with NMS less AP without, of the box task; AP50 where the evaluator gives no AP.
 
     Args:
         without, suppressed: results, task to metric to score.
     """
     task = "bbox" if "bbox" in without else next(iter(without))
-    return suppressed[task]["AP"] - without[task]["AP"]
+    metric = "AP" if "AP" in without[task] else "AP50"
+    return suppressed[task][metric] - without[task][metric]
