@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
+from defcn_d2.checkpointer import CheckpointError
 from defcn_d2.data import DatasetError
 from defcn_d2.engine import UserError, load_config, reported
 from defcn_d2.engine.checks import check
@@ -46,7 +47,7 @@ def test_a_good_command_passes():
         (["MODEL.DEFCN.NUM_CLASS", "3"], "'MODEL.DEFCN.NUM_CLASS'; did you mean '.*NUM_CLASSES'?"),
         (["DEFCN.NUM_CLASSES", "3"], "did you mean 'MODEL.DEFCN.NUM_CLASSES'?"),
         (["MODEL.DEFCN.MATCHER", "POTO"], "'MODEL.DEFCN.MATCHER' is a group of keys: NAME, ALPHA"),
-        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER is 'many', but must be an int, such as 900"),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER is 'many', but must be an int, such as "),
         (["SOLVER.BASE_LR", "1"], r"SOLVER.BASE_LR is '1', but must be a float, such as 0\."),
         (["DATASETS.TRAIN", "a"], r"""must be a tuple, such as "\('a',\)\""""),
         (["SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
@@ -266,6 +267,7 @@ def test_as_user_error_takes_only_its_kinds():
     [
         (UserError("do this"), "do this"),
         (DatasetError("do that"), "do that"),
+        (CheckpointError("take this"), "take this"),
         (FloatingPointError("Loss became infinite\nloss_dict = {}"), "SOLVER.BASE_LR"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), "SOLVER.IMS_PER_BATCH"),
         (OSError(errno.ENOSPC, "No space left on device", "x.pth"), "no space left for x.pth"),

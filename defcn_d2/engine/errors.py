@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from detectron2.utils import comm
 
+from ..checkpointer import CheckpointError
 from ..data import DatasetError
 
 
@@ -57,7 +58,7 @@ def first_line(error: BaseException) -> str:
 
 def describe(error: BaseException) -> str | None:
     """The sentence for an error that the user can put right; None for any other."""
-    if isinstance(error, (UserError, DatasetError)):
+    if isinstance(error, (UserError, DatasetError, CheckpointError)):
         return str(error)
     if isinstance(error, FloatingPointError):
         return (

@@ -1,0 +1,315 @@
+"""``demo/demo.py`` on images, folders, patterns and videos; with good and with broken files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from helpers import ROOT
+from tiny_data import CONFIG, TINY_MODEL
+from torch import nn
+
+from defcn_d2.demo import command_line, run
+from defcn_d2.demo.files import find_images, output_files
+from defcn_d2.demo.video import VideoWriter, output_file
+from defcn_d2.demo.window import Window
+from defcn_d2.engine import Predictor, UserError, load_config
+from defcn_d2.engine.predictor import metadata_of
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    """A model that finds something everywhere."""
+    torch.manual_seed(0)
+    model = build_model(load_config(CONFIG, TINY_MODEL))
+    nn.init.constant_(model.head.bbox_pred.bias, 2.0)
+    path = str(tmp_path_factory.mktemp("weights") / "model.pth")
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+def picture(path: Path, height: int = 60, width: int = 90) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+def demo(weights: str, *arguments: object) -> int:
+    few = ["TEST.DETECTIONS_PER_IMAGE", "5"]
+    opts = ["--opts", *TINY_MODEL, *few, "MODEL.WEIGHTS", weights]
+    threshold = ["--confidence-threshold", "0.001"]
+    return run(["--config-file", CONFIG, *threshold, *map(str, arguments), *opts])
+
+
+def test_good_and_broken_files(weights, tmp_path, capsys):
+    good = picture(tmp_path / "in" / "good.jpg")
+    (tmp_path / "in" / "cut.jpg").write_bytes(good.read_bytes()[:500])
+    (tmp_path / "in" / "text.png").write_text("no image")
+    assert demo(weights, "--input", tmp_path / "in", "--output", tmp_path / "out") == 1
+    assert os.listdir(tmp_path / "out") == ["good.jpg"]
+    output = capsys.readouterr()
+    assert "good.jpg: " in output.out
+    for name in ("cut.jpg", "text.png"):
+        assert f"{name}' cannot be read as an image" in output.err
+    assert output.err.splitlines()[-1] == "error: 2 of 3 images could not be read"
+
+
+def test_drawing_shows_the_detections(weights, tmp_path):
+    source = picture(tmp_path / "a.png")
+    target = tmp_path / "new" / "b.png"
+    assert demo(weights, "--input", source, "--output", target) == 0
+    plain, drawn = cv2.imread(str(source)), cv2.imread(str(target))
+    assert drawn.shape == (400, 600, 3)  # enlarged, for its letters
+    enlarged = cv2.resize(plain, (600, 400), interpolation=cv2.INTER_NEAREST)
+    assert (drawn != enlarged).any()
+
+
+def test_threshold_leaves_nothing(weights, tmp_path, capsys):
+    source = picture(tmp_path / "a.png", 500, 500)
+    arguments = ["--input", source, "--output", tmp_path / "b.png", "--confidence-threshold", "1.0"]
+    assert demo(weights, *arguments) == 0
+    assert "a.png: 0 objects" in capsys.readouterr().out
+    assert np.array_equal(cv2.imread(str(source)), cv2.imread(str(tmp_path / "b.png")))
+
+
+def test_missing_file(weights, tmp_path, capsys):
+    arguments = ["--input", tmp_path / "no.jpg", "--output", tmp_path / "out.jpg"]
+    assert demo(weights, *arguments) == 1
+    assert "no.jpg' cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--input", "nowhere/*.jpg"], "--input 'nowhere/*.jpg' holds no image"),
+        (["--input", "."], "--input '.' holds no image"),
+        (["--input", "a.jpg", "--confidence-threshold", "2"], "--confidence-threshold is 2.0"),
+        (["--video-input", "no.mp4"], "--video-input 'no.mp4' does not exist"),
+        (["--video-input", "text.mp4"], "--video-input 'text.mp4' cannot be read by OpenCV"),
+        (["--webcam"], "--webcam: there is no camera"),
+        (["--input", "a.jpg", "--output", "text.mp4"], "--output: cannot make the folder"),
+    ],
+)
+def test_mistakes(weights, tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    Path("text.mp4").write_text("no video")
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(  # whether this machine has a camera or not
+        cv2, "VideoCapture", lambda source: capture("nothing" if source == 0 else source)
+    )
+    output = [] if "--output" in arguments else ["--output", "out"]
+    assert demo(weights, *arguments, *output) == 1
+    assert f"error: {sentence}" in capsys.readouterr().err
+
+
+def test_weights_are_needed(capsys):
+    assert run(["--config-file", CONFIG, "--input", "a.jpg", "--output", "b"]) == 1
+    assert "error: MODEL.WEIGHTS is empty" in capsys.readouterr().err
+    assert run(["--config-file", "no.yaml", "--input", "a.jpg", "--output", "b"]) == 1
+    assert "'no.yaml' does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        run(["--config-file", CONFIG])
+    assert caught.value.code == 2
+
+
+def test_no_display(weights, tmp_path, monkeypatch, capsys):
+    source = picture(tmp_path / "a.png")
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert demo(weights, "--input", source) == 1
+    assert "no display to show drawings on: save them with --output" in capsys.readouterr().err
+
+
+def test_opencv_without_windows(monkeypatch):
+    def refuse(*args):
+        raise cv2.error("The function is not implemented")
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "namedWindow", refuse)
+    with pytest.raises(UserError, match="opencv-python-headless.*--output"):
+        Window()
+
+
+def test_window_shows_until_escape(weights, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "namedWindow", lambda *args: None)
+    monkeypatch.setattr(cv2, "imshow", lambda name, image: shown.append(image.shape))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: 27 if len(shown) == 2 else 32)
+    for name in "abc":
+        picture(tmp_path / f"{name}.png", 400, 500)
+    assert demo(weights, "--input", tmp_path / "*.png") == 0
+    assert shown == [(400, 500, 3)] * 2
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    """Five frames of noise."""
+    writer = VideoWriter(tmp_path / "in.avi", 10.0, (48, 64))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        writer.write(rng.integers(256, size=(48, 64, 3), dtype=np.uint8))
+    writer.close()
+    return tmp_path / "in.avi"
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        good, frame = capture.read()
+        if not good:
+            return frames
+        frames.append(frame)
+
+
+@pytest.mark.parametrize("output", ["out", "out.mp4", "out.avi", "new/out.mkv"])
+def test_video(weights, video, tmp_path, capsys, output):
+    assert demo(weights, "--video-input", video, "--output", tmp_path / output) == 0
+    target = tmp_path / output
+    if target.is_dir():
+        target = target / "in.mp4"
+    frames = frames_of(target)
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 5
+    assert os.listdir(target.parent).count(f"{target.stem}.part{target.suffix}") == 0
+
+
+def test_video_in_a_window(weights, video, monkeypatch):
+    shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "namedWindow", lambda *args: None)
+    monkeypatch.setattr(cv2, "imshow", lambda name, image: shown.append(image.shape))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: 27 if len(shown) == 3 else -1)
+    assert demo(weights, "--video-input", video) == 0
+    assert shown == [(48, 64, 3)] * 3
+
+
+def test_webcam_is_recorded_until_it_is_interrupted(weights, video, tmp_path, monkeypatch):
+    capture = cv2.VideoCapture
+
+    class Camera:
+        def __init__(self, source):
+            assert source == 0
+            self.video, self.read_frames = capture(str(video)), 0
+
+        def read(self):
+            self.read_frames += 1
+            if self.read_frames == 4:
+                raise KeyboardInterrupt
+            return self.video.read()
+
+        def get(self, what):
+            return 0.0  # cameras tell neither rate nor count
+
+        def isOpened(self):
+            return True
+
+        def release(self):
+            self.video.release()
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    assert demo(weights, "--webcam", "--output", tmp_path / "out") == 0
+    monkeypatch.undo()
+    assert len(frames_of(tmp_path / "out" / "webcam.mp4")) == 3
+
+
+def test_codecs_fall_back(tmp_path, monkeypatch):
+    tried = []
+
+    class Closed:
+        def __init__(self, path, codec, rate, size):
+            tried.append(codec)
+
+        def isOpened(self):
+            return False
+
+    monkeypatch.setattr(cv2, "VideoWriter", Closed)
+    monkeypatch.setattr(Closed, "fourcc", lambda *letters: "".join(letters), raising=False)
+    with pytest.raises(UserError, match="with any of avc1, mp4v"):
+        VideoWriter(tmp_path / "x.mp4", 10.0, (4, 4))
+    assert tried == ["avc1", "mp4v"]
+
+
+def test_input_is_not_overwritten(video):
+    with pytest.raises(UserError, match="is the input itself"):
+        output_file(str(video), str(video))
+
+
+def test_files_to_read(tmp_path):
+    for name in ("b.jpg", "a.PNG", "notes.txt", "deep/c.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    top = [str(tmp_path / "a.PNG"), str(tmp_path / "b.jpg")]
+    assert find_images([str(tmp_path)]) == top
+    assert find_images([str(tmp_path / "*.jpg")]) == top[1:]
+    assert find_images([str(tmp_path / "**" / "*.jpg")]) == [top[1], str(tmp_path / "deep/c.jpg")]
+    assert find_images([top[1], str(tmp_path)]) == [top[1], *top]
+
+
+def test_files_to_write(tmp_path):
+    assert output_files(["a.jpg"], str(tmp_path / "x.png")) == [tmp_path / "x.png"]
+    assert output_files(["a.jpg"], str(tmp_path)) == [tmp_path / "a.jpg"]
+    names = ["p/a.jpg", "q/a.jpg", "a_2.jpg", "photo", "r/a.jpg"]
+    made = ["a.jpg", "a_2.jpg", "a_2_2.jpg", "photo.png", "a_3.jpg"]
+    assert output_files(names, str(tmp_path / "d")) == [tmp_path / "d" / name for name in made]
+    with pytest.raises(UserError, match="cannot make the folder"):
+        (tmp_path / "file").touch()
+        output_files(["a.jpg", "b.jpg"], str(tmp_path / "file"))
+
+
+def test_predictor_takes_images_as_training_does(weights):
+    """Grey and RGB models get grey and RGB images, resized to the shape for tests."""
+    image = np.random.default_rng(0).integers(256, size=(50, 70, 3), dtype=np.uint8)
+    grey = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[0.0]", "MODEL.PIXEL_STD", "[1.0]"]
+    for opts, expected in (([], image[:, :, ::-1]), (["INPUT.FORMAT", "RGB"], image), (grey, None)):
+        weights_of = [] if expected is None else ["MODEL.WEIGHTS", weights]
+        cfg = load_config(CONFIG, [*TINY_MODEL, *opts, *weights_of, "INPUT.MIN_SIZE_TEST", "50"])
+        predictor = Predictor(cfg)
+        seen = []
+        predictor.model.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args))
+        found = predictor(image)
+        assert found.image_size == (50, 70)
+        (((inputs,),),) = seen
+        if expected is None:
+            assert inputs["image"].shape == (1, 50, 70)
+        else:
+            assert np.array_equal(inputs["image"].numpy().transpose(1, 2, 0), expected)
+
+
+def test_class_names_come_from_the_first_set():
+    cfg = load_config(CONFIG)
+    assert metadata_of(cfg).thing_classes[:2] == ["ellipse", "ring"]
+    cfg = load_config(CONFIG, ["DATASETS.TEST", "()", "DATASETS.TRAIN", "()"])
+    assert metadata_of(cfg).get("thing_classes") is None
+
+
+def test_program(tmp_path):
+    """The script itself, without a display: a mistake is told in one line."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "demo" / "demo.py"), "--config-file", "no.yaml", "--webcam"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith("error: configuration file 'no.yaml'")
+    assert "Traceback" not in result.stderr
+
+
+def test_cpu_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    opts = ["MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", "x.pth"]
+    args = command_line.parse_arguments(
+        ["--config-file", CONFIG, "--input", "a.jpg", "--opts", *opts]
+    )
+    cfg = command_line.setup(args)
+    assert cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.DEFCN.SCORE_THRESH_TEST == 0.5
+    assert "running on the CPU" in capsys.readouterr().out
