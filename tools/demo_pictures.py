@@ -6,11 +6,13 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from defcn_d2.engine import Predictor, load_config
+from defcn_d2.engine.cpu import use_cpu
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -23,7 +25,9 @@ CAPTION = 34  # pixels above it
 
 
 def load_cfg(config_file: Path, opts: list[str]) -> CfgNode:
-    return load_config(str(config_file), opts)
+    """The config, for the CPU where there is no GPU."""
+    cfg = load_config(str(config_file), opts)
+    return cfg if torch.cuda.is_available() else use_cpu(cfg)
 
 
 def load_data(cfg: CfgNode) -> None:

@@ -10,11 +10,14 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
+warnings.filterwarnings("ignore", ".*torch.jit.script")  # by what Detectron2 imports
 CONFIG = ROOT / "configs" / "shapes" / "POTO-3DMF-Aux.yaml"
 # Evaluations on the way, for the curve, and checkpoints, for a killed run: every so many steps.
 EVAL_PERIOD = 300
