@@ -85,10 +85,19 @@ def default_archs(version: tuple[int, int]) -> str:
     return ";".join(archs) + "+PTX"
 
 
-def first_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What a person needs to see of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    text = str(error)
+    if len(error.args) > 1 and isinstance(error.args[0], str):  # PyTorch forgets to format some
+        text = error.args[0] % error.args[1:]
+    if text.startswith("Error compiling"):
+        text += " (pip install -v shows what the compiler said)"
+    return first_line(text) or type(error).__name__
+
+
+def first_line(text: str) -> str:
+    """The first line that is not empty."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def make_build_ext(torch: Any) -> type:
@@ -111,7 +120,7 @@ def make_build_ext(torch: Any) -> type:
         def build_extensions(self) -> None:
             if shutil.which(self.compiler.compiler_so[0] if os.name != "nt" else "cl") is None:
                 self.errors = dict.fromkeys(("cpu", "cuda"), "no C++ compiler was found")
-                self.extensions = []
+                self.extensions.clear()
                 return
             try:
                 super().build_extensions()
@@ -120,19 +129,22 @@ def make_build_ext(torch: Any) -> type:
                     raise
                 self._failed(self.extensions.pop(), error)
                 super().build_extensions()
-            self.extensions = [e for e in self.extensions if key_of(e) not in self.errors]
+            for ext in [e for e in self.extensions if key_of(e) in self.errors]:
+                self.extensions.remove(ext)
 
         def build_extension(self, ext: Extension) -> None:
             try:
+                if "cpu" in self.errors:
+                    raise RuntimeError("it needs the CPU part, which was not built")
                 super().build_extension(ext)
             except Exception as error:
                 self._failed(ext, error)
 
         def _failed(self, ext: Extension, error: BaseException) -> None:
-            self.errors[key_of(ext)] = first_line(error)
+            self.errors[key_of(ext)] = reason_of(error)
             if key_of(ext) == "cuda" and os.environ.get("FORCE_CUDA") == "1":
                 raise error
-            tell(f"{ext.name} was not built, the package works without it: {error}")
+            tell(f"{ext.name} was not built, the package works without it: {reason_of(error)}")
 
         def _write_record(self) -> None:
             in_place = self.inplace or getattr(self, "editable_mode", False)
@@ -156,7 +168,7 @@ def compiler_record(command: Any) -> dict[str, str]:
     if "cpu" not in command.errors and os.name != "nt":
         cxx = command.compiler.compiler_so[0]
         text = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
-        record["cxx"] = first_line(Exception(text))
+        record["cxx"] = first_line(text)
     if any(key_of(ext) == "cuda" for ext in command.extensions):
         record["nvcc"] = ".".join(map(str, nvcc_version(os.environ["CUDA_HOME"])))
         record["cuda_archs"] = os.environ["TORCH_CUDA_ARCH_LIST"]
@@ -221,4 +233,5 @@ def build_arguments() -> dict[str, Any]:
     }
 
 
-setup(exclude_package_data={"": ["*.cpp", "*.h", "*.cu", "*.cuh"]}, **build_arguments())
+if __name__ == "__main__":
+    setup(exclude_package_data={"": ["*.cpp", "*.h", "*.cu", "*.cuh"]}, **build_arguments())

@@ -21,9 +21,10 @@ def report() -> str:
 def add_to_environment_report() -> None:
     """Let ``detectron2.utils.collect_env.collect_env_info()`` end with :func:`report`'s line.
 
-    The report has no place to register at. In every version it ends with what ``collect_torch_env``
-    of its module returns, looked up when it is called: that function gets the line appended, so that
-    it appears wherever the report is printed or logged. Calling this again changes nothing.
+    The report has no place to register at. In every version it ends with what the function
+    ``collect_torch_env`` of its module returns, looked up when it is called: the line is appended
+    there, and so appears wherever the report is printed or logged. Calling this again changes
+    nothing.
     """
     original = collect_env.collect_torch_env
     if hasattr(original, _MARK):

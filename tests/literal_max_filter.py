@@ -28,7 +28,8 @@ def literal_max_filter(
         if level.numel() == 0:
             outputs.append(level)
             continue
-        slices, own_slice = [], 0
+        slices: list[Tensor] = []
+        own_slice = 0
         for k in range(own - tau // 2, own + tau // 2 + 1):
             if not 0 <= k < len(levels) or 0 in levels[k].shape[2:]:
                 continue
@@ -37,9 +38,7 @@ def literal_max_filter(
                 slices.append(level)
             else:
                 slices.append(
-                    F.interpolate(
-                        levels[k], level.shape[2:], mode="bilinear", align_corners=False
-                    )
+                    F.interpolate(levels[k], level.shape[2:], mode="bilinear", align_corners=False)
                 )
         window = (tau + 1, kernel_size, kernel_size)
         padding = (tau // 2, kernel_size // 2, kernel_size // 2)

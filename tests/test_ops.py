@@ -135,7 +135,7 @@ def test_small_empty_and_unusual_maps(
         expected = literal_max_filter(levels, 2, 3)
         for output, target in zip(outputs, expected, strict=True):
             torch.testing.assert_close(output.detach(), target, rtol=0, atol=1e-12)
-    sum(output.sum() for output in outputs).backward()
+    torch.stack([output.sum() for output in outputs]).sum().backward()
     for level in training:
         assert level.grad is not None and level.grad.shape == level.shape
     total = sum(float(level.grad.sum()) for level in training if level.grad is not None)

@@ -23,7 +23,9 @@ COMPILER = shutil.which("c++") or shutil.which("g++")
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler"),
-    pytest.mark.skipif(not ops.is_compiled("cpu"), reason="compared with the compiled CPU operator"),
+    pytest.mark.skipif(
+        not ops.is_compiled("cpu"), reason="compared with the compiled CPU operator"
+    ),
 ]
 
 
@@ -118,9 +120,8 @@ def test_emulated_kernels_equal_the_cpu_operator(
             emulator, grads, codes, tau, kernel_size, backward=True, reverse=reverse
         )
         for index in range(len(levels)):
-            exact = {"rtol": 0, "atol": 0, "equal_nan": True}
-            torch.testing.assert_close(inferred[index], outputs[index], **exact)
-            torch.testing.assert_close(trained[index], outputs[index], **exact)
+            for emulated in (inferred[index], trained[index]):
+                torch.testing.assert_close(emulated, outputs[index], rtol=0, atol=0, equal_nan=True)
             assert torch.equal(emulated_codes[index], codes[index])
             tolerance = 1e-5 if dtype == torch.float32 else 1e-12
             torch.testing.assert_close(

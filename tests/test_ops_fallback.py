@@ -102,6 +102,16 @@ def test_cuda_build_failed_but_the_cpu_part_stands(monkeypatch: pytest.MonkeyPat
         loaded.warn_once("cuda")
 
 
+def test_built_for_another_cuda_than_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    reason = library._why_no_cuda({"nvcc": "13.0"})
+    assert reason == "it was built with CUDA 13.0, this PyTorch has 12.8"
+    assert library._why_no_cuda({"nvcc": "12.6"}) is None
+    assert library._why_no_cuda({}) is None
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert library._why_no_cuda({}) == "this PyTorch is built without CUDA"
+
+
 @compiled_only
 def test_report_of_a_compiled_library() -> None:
     built = library.Library({}, {"torch": "2.15", "cxx": "gcc 12", "cuda_archs": "9.0"})

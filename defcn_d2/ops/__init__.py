@@ -1,4 +1,4 @@
-"""Operators: the 3D max filter, compiled where that is possible, composed of PyTorch's elsewhere."""
+"""Operators: the 3D max filter, compiled where possible, composed of PyTorch's elsewhere."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) 
     """Maximum over a window in space and over the neighbouring levels (arXiv 2012.03544, sec. 3.4).
 
     Args:
-        levels: L tensors of shape (N, C, H_l, W_l), finest first; one floating-point dtype (float32,
-            float64, float16, bfloat16), one device, contiguous or channels_last.
+        levels: L tensors of shape (N, C, H_l, W_l), finest first; one dtype (float32, float64,
+            float16 or bfloat16), one device, contiguous or channels_last.
         tau: number of neighbouring levels, half of them on each side; even, >= 0.
         kernel_size: side of the spatial window in cells; odd. Cells outside the map do not count.
 
@@ -30,10 +30,10 @@ def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) 
         l - tau/2 to l + tau/2 that exist (and have cells), each resized bilinearly
         (``align_corners=False``) to level l's size.
 
-    float16 and bfloat16 are interpolated and compared in float32 and rounded once. NaN wins every
-    comparison; an infinite value spreads as PyTorch's interpolation spreads it. The gradient goes to
-    the winner, among equal ones to the first in the order level (finest first), row, column, and
-    is the same in every run. A second derivative is not implemented.
+    The compiled operator interpolates and compares float16 and bfloat16 in float32 and rounds once.
+    NaN wins every comparison; an infinite value spreads as PyTorch's interpolation spreads it. The
+    gradient goes to the winner, among equal ones to the first in the order level (finest first),
+    row, column, and is the same in every run. There is no second derivative.
 
     Raises:
         TypeError, ValueError: see :func:`defcn_d2.ops.checks.check_arguments`.

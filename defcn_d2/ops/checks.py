@@ -38,7 +38,8 @@ def _check_level(index: int, level: Tensor, first: Tensor) -> None:
         raise TypeError(f"levels[{index}] is {level.dtype}; the 3D max filter takes {names}")
     if level.dtype != first.dtype:
         raise TypeError(
-            f"levels must share one dtype: levels[0] is {first.dtype}, levels[{index}] {level.dtype}"
+            f"levels must share one dtype: levels[0] is {first.dtype}, "
+            f"levels[{index}] {level.dtype}"
         )
     if level.device != first.device:
         raise ValueError(

@@ -59,7 +59,9 @@ class Library:
                 parts.append(f"CPU compiled ({torch.ops.defcn_d2.cpu_capability()})")
             else:
                 parts.append(f"CUDA compiled ({self.build.get('cuda_archs', 'unknown archs')})")
-        built = [f"{key} {self.build[key]}" for key in ("torch", "cxx", "nvcc") if self.build.get(key)]
+        built = [
+            f"{key} {self.build[key]}" for key in ("torch", "cxx", "nvcc") if self.build.get(key)
+        ]
         return ", ".join(parts) + (f"; built with {', '.join(built)}" if built else "")
 
 
@@ -78,7 +80,7 @@ def load() -> Library:
         missing = dict.fromkeys(("cpu", "cuda"), reason)
         return Library(missing, build, registration.register_composition())
     handle = registration.register()
-    reason = _why_no_cuda() or _load_file("_C_cuda", errors.get("cuda"))
+    reason = _why_no_cuda(build) or _load_file("_C_cuda", errors.get("cuda"))
     return Library({} if reason is None else {"cuda": reason}, build, handle)
 
 
@@ -90,8 +92,13 @@ def _read_build_record() -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _why_no_cuda() -> str | None:
-    return None if torch.version.cuda else "this PyTorch is built without CUDA"
+def _why_no_cuda(build: dict[str, Any]) -> str | None:
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    built_with = build.get("nvcc")
+    if built_with and built_with.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"it was built with CUDA {built_with}, this PyTorch has {torch.version.cuda}"
+    return None
 
 
 def _load_file(stem: str, build_error: str | None) -> str | None:

@@ -27,7 +27,7 @@ def max_filter_3d_reference(
 def compose(levels: Sequence[Tensor], tau: int, kernel_size: int) -> list[Tensor]:
     """:func:`max_filter_3d_reference` for arguments that have been checked."""
     needs_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in levels)
-    pool = _pool_in_order if needs_gradient else _pool_merged
+    pool = _pool_in_order if needs_gradient and not torch.onnx.is_in_onnx_export() else _pool_merged
     outputs = []
     for index, level in enumerate(levels):
         if level.numel() == 0:
