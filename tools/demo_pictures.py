@@ -53,7 +53,7 @@ def draw_curves(metrics: Path, output: Path) -> None:
     for task, label in (("bbox", "without NMS"), ("bbox_nms", "with NMS")):
         for metric, style in (("AP", "-"), ("AP50", "--")):
             key = f"{task}/{metric}"
-            points = {row["iteration"] + 1: row[key] for row in rows if key in row}
+            points = {row["iteration"]: row[key] for row in rows if key in row}
             color = "tab:blue" if task == "bbox" else "tab:orange"
             line = sorted(points.items())
             scores.plot(*zip(*line), style, marker="o", color=color, label=f"{metric} {label}")
@@ -66,7 +66,7 @@ def draw_curves(metrics: Path, output: Path) -> None:
 
 
 def draw_detections(
-    cfg: CfgNode, weights: Path, output: Path, count: int = 8, threshold: float = 0.4
+    cfg: CfgNode, weights: Path, output: Path, count: int = 8, threshold: float = 0.3
 ) -> None:
     """A grid of validation images: ground truth on the left, detections on the right of each."""
     cfg = cfg.clone()
