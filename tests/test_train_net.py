@@ -49,6 +49,9 @@ def test_train_resume_evaluate(tmp_path):
     assert {"total_loss", "loss_cls"} <= set(metrics(tmp_path)[-2])
     for part in ("without_nms", "with_nms"):
         assert (tmp_path / "inference" / part / "coco_instances_results.json").stat().st_size > 2
+    # time adds up, evaluations left out
+    seconds = [x["train_seconds"] for x in metrics(tmp_path) if "train_seconds" in x]
+    assert len(seconds) == 2 and 0 < seconds[0] < seconds[1]
     # the optimizer went on from the second step
     checkpoint = torch.load(tmp_path / "model_final.pth")
     state = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]

@@ -32,6 +32,7 @@ from .configuration import value_at_fault
 from .datasets import load_records
 from .errors import UserError, as_user_error
 from .evaluators import build_evaluator
+from .hooks import TrainingTime
 from .optimizer import build_optimizer
 
 # Detectron2 v0.5 leaves the optimizer out of its checkpoints.
@@ -106,7 +107,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        return super().build_hooks()
+        return [TrainingTime(), *super().build_hooks()]
 
     def build_writers(self) -> list[EventWriter]:
         """Terminal, metrics.json, and TensorBoard where it is installed."""
