@@ -102,6 +102,15 @@ def test_giou_of_boxes_apart() -> None:
     assert iou(a, b) == 0
 
 
+def test_areas_below_one_count_as_they_are() -> None:
+    a, b = torch.tensor([0.0, 0, 0.1, 0.1]), torch.tensor([0.0, 0, 0.1, 0.2])
+    assert iou(a, b).item() == pytest.approx(0.5)
+    assert giou(a, b).item() == pytest.approx(0.5)
+    # Below epsilon a union counts as epsilon: 1e-8 / 1.19e-7.
+    dot = torch.tensor([0.0, 0, 1e-4, 1e-4])
+    assert iou(dot, dot).item() == pytest.approx(1e-8 / EPS)
+
+
 def test_giou_against_fvcore() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (random_boxes(100, 200, 200, generator).double() for _ in range(2))

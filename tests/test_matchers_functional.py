@@ -232,6 +232,13 @@ def test_far_lower_value_of_no_pair_matches_as_many_as_possible(
     assert total == pytest.approx(sum(score[g, r].item() for g, r in expected.items()), abs=1e-4)
 
 
+def test_far_lower_value_of_no_pair_keeps_the_digits_of_the_scores() -> None:
+    """One unit in the last place of 0.1 decides, beside which 1e8 has no such digit."""
+    score = torch.tensor([[0.1, 0.1, 0.1]]).nextafter(torch.tensor([[0.0, 1.0, 0.0]]))
+    gt_idxs = F._hungarian_sparse(score, torch.ones(1, 3, dtype=torch.bool), -1e8)
+    assert gt_idxs.tolist() == [BACKGROUND, 0, BACKGROUND]
+
+
 def test_the_only_location_of_two_goes_to_the_higher_score() -> None:
     score = torch.tensor([[0.9, 0.0], [0.8, 0.0]])
     mask = torch.tensor([[True, False], [True, False]])

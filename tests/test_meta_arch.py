@@ -288,6 +288,17 @@ def test_detections_in_the_size_of_the_output() -> None:
     assert unknown["instances"].image_size == (64, 96)
 
 
+def test_memory_format_changes_nothing_but_the_memory() -> None:
+    model = without_batch_norm(small_model())
+    other = without_batch_norm(small_model("MODEL.DEFCN.CHANNELS_LAST", True))
+    other.load_state_dict(model.state_dict())
+    assert other.head.cls_score.weight.is_contiguous(memory_format=torch.channels_last)
+    inputs = random_inputs([(64, 96)] * 2, [3, 2], NUM_CLASSES)
+    losses, expected = other(inputs), model(inputs)
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss, rtol=1e-4, atol=0)
+
+
 def test_losses_are_float32_under_autocast() -> None:
     model = without_batch_norm(small_model())
     inputs = random_inputs([(64, 64)] * 2, [3, 2], NUM_CLASSES)
