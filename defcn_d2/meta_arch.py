@@ -172,7 +172,7 @@ class DeFCN(nn.Module):
         self, priors: Priors, predictions: Predictions, batched_inputs: list[dict]
     ) -> dict[str, Tensor]:
         """The losses of all criteria; their figures go to the event storage, if there is one."""
-        if "instances" not in batched_inputs[0]:
+        if any("instances" not in x for x in batched_inputs):
             raise ValueError(
                 "training needs the key 'instances' in every input, with gt_boxes and gt_classes; "
                 "call model.eval() for inference"

@@ -233,9 +233,9 @@ def test_far_lower_value_of_no_pair_matches_as_many_as_possible(
 
 
 def test_far_lower_value_of_no_pair_keeps_the_digits_of_the_scores() -> None:
-    """One unit in the last place of 0.1 decides, beside which 1e8 has no such digit."""
-    score = torch.tensor([[0.1, 0.1, 0.1]]).nextafter(torch.tensor([[0.0, 1.0, 0.0]]))
-    gt_idxs = F._hungarian_sparse(score, torch.ones(1, 3, dtype=torch.bool), -1e8)
+    """Beside 1e12 the fifth digit of a score is lost in float64."""
+    score = torch.tensor([[0.1, 0.10001, 0.1]])
+    gt_idxs = F._hungarian_sparse(score, torch.ones(1, 3, dtype=torch.bool), -1e12)
     assert gt_idxs.tolist() == [BACKGROUND, 0, BACKGROUND]
 
 

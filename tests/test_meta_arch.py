@@ -364,4 +364,4 @@ def test_errors_of_the_input() -> None:
     with pytest.raises(ValueError, match=r"shape \(64, 64\), expected \(3, H, W\)"):
         model([{**x, "image": torch.zeros(64, 64)}])
     with pytest.raises(ValueError, match="training needs the key 'instances' in every input"):
-        model([{"image": torch.zeros(3, 64, 64)}] * 2)
+        model([*random_inputs([(64, 64)], [1], NUM_CLASSES), {"image": torch.zeros(3, 64, 64)}])
