@@ -1,32 +1,37 @@
 """The pictures of ``make demo``: curves of a run, and detections beside the ground truth."""
 
-import json
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import torch
+from demo_results import read_metrics
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from defcn_d2.engine import Predictor, load_config
 from defcn_d2.engine.cpu import use_cpu
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+# A box (x0, y0, x1, y1), its class, and its score if it is a detection.
+Entry = tuple[list[float], int, float | None]
 
 # BGR, one a class, told apart on any ground by their dark rim.
-COLORS = ((60, 60, 255), (60, 200, 255), (80, 220, 80), (255, 200, 60), (255, 90, 90))
-COLORS += ((255, 80, 220), (200, 255, 255), (160, 160, 160))
+COLORS = [
+    *((60, 60, 255), (60, 200, 255), (80, 220, 80), (255, 200, 60)),
+    *((255, 90, 90), (255, 80, 220), (200, 255, 255), (160, 160, 160)),
+]
 TILE = 440  # pixels, the side of an image in the grid
 CAPTION = 34  # pixels above it
+GAP = 24  # pixels between pairs
+FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def load_cfg(config_file: Path, opts: list[str]) -> CfgNode:
+def load_cfg(config_file: str, opts: list[str]) -> CfgNode:
     """The config, for the CPU where there is no GPU."""
-    cfg = load_config(str(config_file), opts)
+    cfg = load_config(config_file, opts)
     return cfg if torch.cuda.is_available() else use_cpu(cfg)
 
 
@@ -36,33 +41,33 @@ def load_data(cfg: CfgNode) -> None:
         print(f"{name}: {len(DatasetCatalog.get(name))} images")
 
 
-def draw_curves(metrics: Path, output: Path) -> None:
+def draw_curves(metrics: Path, output: Path, iterations: int) -> None:
     """Losses and AP over the iterations, from a ``metrics.json``."""
-    rows = []
-    for line in metrics.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the line at which an earlier run was killed
-            continue
-    figure, (losses, scores) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    rows = read_metrics(metrics)
+
+    def curve(key: str) -> tuple[list[float], list[float]]:
+        points = {min(row["iteration"] + 1, iterations): row[key] for row in rows if key in row}
+        return list(points), list(points.values())
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, scores = figure.subplots(1, 2)
     for key in sorted({key for row in rows for key in row if key.startswith("loss_")}):
-        points = {row["iteration"]: row[key] for row in rows if key in row}
-        losses.plot(*zip(*sorted(points.items())), label=key)
+        losses.plot(*curve(key), label=key)
     losses.set(title="Training losses", xlabel="iteration", ylabel="loss", ylim=(0, None))
-    losses.legend()
-    for task, label in (("bbox", "without NMS"), ("bbox_nms", "with NMS")):
+    for task, label, color in (
+        ("bbox", "without NMS", "tab:blue"),
+        ("bbox_nms", "with NMS", "tab:orange"),
+    ):
         for metric, style in (("AP", "-"), ("AP50", "--")):
-            key = f"{task}/{metric}"
-            points = {row["iteration"]: row[key] for row in rows if key in row}
-            color = "tab:blue" if task == "bbox" else "tab:orange"
-            line = sorted(points.items())
-            scores.plot(*zip(*line), style, marker="o", color=color, label=f"{metric} {label}")
+            points = curve(f"{task}/{metric}")
+            scores.plot(*points, style, marker="o", color=color, label=f"{metric} {label}")
     scores.set(title="Validation", xlabel="iteration", ylabel="percent", ylim=(0, 100))
-    scores.legend(loc="lower right")
     for axes in (losses, scores):
+        axes.set_xlim(0, iterations * 1.02)
         axes.grid(alpha=0.3)
+        axes.legend()
     figure.savefig(output, dpi=110)
-    plt.close(figure)
 
 
 def draw_detections(
@@ -74,57 +79,61 @@ def draw_detections(
     cfg.MODEL.WEIGHTS = str(weights)
     predictor = Predictor(cfg)
     name = cfg.DATASETS.TEST[0]
-    records = [r for r in DatasetCatalog.get(name) if len(r["annotations"]) >= 3][:count]
+    # images with something to see; the rest only where those are few
+    records = sorted(DatasetCatalog.get(name), key=lambda record: len(record["annotations"]) < 3)
     classes = MetadataCatalog.get(name).thing_classes
     pairs = []
-    for record in records:
+    for record in records[:count]:
         image = cv2.imread(record["file_name"])
-        truth = [
+        assert image is not None, record["file_name"]
+        truth: list[Entry] = [
             (BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS), a["category_id"], None)
             for a in record["annotations"]
         ]
         found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
         found = found[found.scores >= threshold]
-        detections = list(
-            zip(
-                found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist()
-            )
-        )
+        detections: list[Entry] = [
+            (found.pred_boxes.tensor[i].tolist(), int(found.pred_classes[i]), float(score))
+            for i, score in enumerate(found.scores)
+        ]
         left = _tile(image, truth, classes, "ground truth")
         right = _tile(image, detections, classes, f"detections, score >= {threshold}")
         pairs.append(np.hstack([left, right]))
     if len(pairs) % 2:
         pairs.append(np.full_like(pairs[0], 255))
-    gap = np.full((pairs[0].shape[0], 24, 3), 255, np.uint8)
+    gap = np.full((pairs[0].shape[0], GAP, 3), 255, np.uint8)
     rows = [np.hstack([pairs[i], gap, pairs[i + 1]]) for i in range(0, len(pairs), 2)]
     cv2.imwrite(str(output), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
-def _tile(image: np.ndarray, boxes: list, classes: list[str], caption: str) -> np.ndarray:
+def _tile(image: np.ndarray, entries: list[Entry], classes: list[str], caption: str) -> np.ndarray:
     """The image enlarged, with boxes and names, under a caption."""
     scale = (TILE - 8) / max(image.shape[:2])
     large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     labels: list[tuple[int, int, int, int]] = []
-    for box, category, score in sorted(boxes, key=lambda entry: entry[0][1]):
-        x1, y1, x2, y2 = (round(v * scale) for v in box)
+    for box, category, score in sorted(entries, key=lambda entry: entry[0][1]):
+        x0, y0, x1, y1 = (round(v * scale) for v in box)
         color = COLORS[category % len(COLORS)]
-        cv2.rectangle(large, (x1, y1), (x2, y2), (0, 0, 0), 3)
-        cv2.rectangle(large, (x1, y1), (x2, y2), color, 1)
+        cv2.rectangle(large, (x0, y0), (x1, y1), (0, 0, 0), 4)
+        cv2.rectangle(large, (x0, y0), (x1, y1), color, 2)
         text = classes[category] if score is None else f"{classes[category]} {score:.2f}"
-        _label(large, text, x1, y1, color, labels)
+        _label(large, text, x0, y0, color, labels)
     tile = np.full((TILE + CAPTION, TILE, 3), 255, np.uint8)
     tile[CAPTION : CAPTION + large.shape[0], : large.shape[1]] = large
-    cv2.putText(
-        tile, caption, (2, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.62, (40, 40, 40), 1, cv2.LINE_AA
-    )
+    cv2.putText(tile, caption, (2, 24), FONT, 0.62, (40, 40, 40), 1, cv2.LINE_AA)
     return tile
 
 
 def _label(
-    image: np.ndarray, text: str, x: int, y: int, color: tuple, taken: list[tuple[int, ...]]
+    image: np.ndarray,
+    text: str,
+    x: int,
+    y: int,
+    color: tuple[int, ...],
+    taken: list[tuple[int, int, int, int]],
 ) -> None:
     """Write a box's name at its top, lower where another name stands already."""
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
+    (width, height), _ = cv2.getTextSize(text, FONT, 0.45, 1)
     width, height = width + 4, height + 6
     x = max(0, min(x, image.shape[1] - width))
     y = max(0, y - height)
@@ -135,13 +144,4 @@ def _label(
         y += height
     taken.append((x, y, x + width, y + height))
     cv2.rectangle(image, (x, y), (x + width, y + height), color, -1)
-    cv2.putText(
-        image,
-        text,
-        (x + 2, y + height - 4),
-        cv2.FONT_HERSHEY_SIMPLEX,
-        0.45,
-        (0, 0, 0),
-        1,
-        cv2.LINE_AA,
-    )
+    cv2.putText(image, text, (x + 2, y + height - 4), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)

@@ -4,27 +4,33 @@ Usage: python tools/update_readme.py [output/demo]
 """
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-from make_demo import ROOT, table
+import numpy as np
+from demo_results import table
 
+ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- demo-results:begin -->", "<!-- demo-results:end -->"
-PICTURE = ROOT / "docs" / "images" / "detections.jpg"
+PICTURE = Path("docs") / "images" / "detections.jpg"
 PICTURE_WIDTH = 1000  # pixels
+PICTURE_BYTES = 150_000  # at most: it is part of the repository
 
 
 def results(summary: dict) -> str:
     """The text between the markers."""
-    minutes = {name: seconds / 60 for name, seconds in summary["seconds"].items()}
+    where = f"{summary['cores']} CPU cores" if summary["device"] == "cpu" else "a GPU"
+    versions = summary["versions"]
     return (
         f"{table(summary)}\n\n"
-        f"after {summary['iterations']} iterations of {summary['batch']} images; training with its "
-        f"evaluations took {minutes['training and evaluation']:.1f} minutes on "
-        f"{summary['cores']} CPU cores (PyTorch {summary['versions']['torch']}, Detectron2 "
-        f"{summary['versions']['detectron2']}). This table is written by "
-        "`python tools/update_readme.py`."
+        f"after {summary['iterations']} iterations of {summary['batch']} images, "
+        f"{summary['training_seconds'] / 60:.1f} minutes of training on {where} "
+        f"({sum(summary['seconds'].values()) / 60:.1f} minutes with the drawing of the data, the "
+        f"evaluations and the pictures; PyTorch {versions['torch'].partition('+')[0]}, Detectron2 "
+        f"{versions['detectron2']}). This table is written by `python tools/update_readme.py`."
     )
 
 
@@ -39,20 +45,38 @@ def replace_between(text: str, new: str) -> str:
     return text[: text.index(BEGIN) + len(BEGIN)] + f"\n{new}\n" + text[text.index(END) :]
 
 
-def main(arguments: list[str]) -> int:
-    output = Path(arguments[0]) if arguments else ROOT / "output" / "demo"
-    if not (output / "summary.json").exists():
-        print(f"{output / 'summary.json'} is not there; run `make demo` first", file=sys.stderr)
+def small_picture(grid: np.ndarray) -> bytes:
+    """The upper half of the grid's rows as a JPEG, of the quality that the limit allows."""
+    half = grid[: grid.shape[0] // 2]
+    scale = PICTURE_WIDTH / half.shape[1]
+    small = cv2.resize(half, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    for quality in range(90, 0, -5):
+        encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        if len(encoded) <= PICTURE_BYTES:
+            break
+    return encoded
+
+
+def main(arguments: Sequence[str], root: Path = ROOT) -> int:
+    """The command, for the README of ``root``; returns the exit status."""
+    output = Path(arguments[0]) if arguments else root / "output" / "demo"
+    grid = cv2.imread(str(output / "detections.jpg"))
+    if grid is None or not (output / "summary.json").exists():
+        print(f"error: {output} holds no finished demo; run `make demo` first", file=sys.stderr)
         return 1
     summary = json.loads((output / "summary.json").read_text())
-    readme = ROOT / "README.md"
-    readme.write_text(replace_between(readme.read_text(), results(summary)))
-    picture = cv2.imread(str(output / "detections.jpg"))
-    picture = picture[: picture.shape[0] // 2]  # half of the grid's rows
-    scale = PICTURE_WIDTH / picture.shape[1]
-    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(PICTURE), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    readme = root / "README.md"
+    try:
+        text = replace_between(readme.read_text(), results(summary))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path, content in ((readme, text.encode()), (root / PICTURE, small_picture(grid))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+        print(f"{path}: {len(content)} bytes")
     return 0
 
 
