@@ -83,6 +83,7 @@ class DeFCNHead(nn.Module):
         elif quality_branch == "filter":
             self.max3d = MaxFiltering(in_channels, **(max_filtering or {}))
             self.filter = _conv(in_channels, 1)
+        assert self.cls_score.bias is not None
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
     @classmethod
@@ -146,7 +147,7 @@ class DeFCNHead(nn.Module):
 def _conv(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
     nn.init.normal_(conv.weight, std=0.01)
-    if bias:
+    if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
 

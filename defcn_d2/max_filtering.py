@@ -39,6 +39,7 @@ class MaxFiltering(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
         self.norm = get_norm(norm, channels)
         nn.init.normal_(self.conv.weight, std=0.01)
+        assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:

@@ -21,6 +21,9 @@ from .structures import Predictions, Priors
 class DeFCN(nn.Module):
     """End-to-end detection with a fully convolutional network (arXiv 2012.03544)."""
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -181,7 +184,7 @@ class DeFCN(nn.Module):
         losses: dict[str, Tensor] = {}
         for criterion in self.criteria:
             losses.update(criterion(priors, predictions, gt_instances))
-            for name, value in criterion.metrics.items():
+            for name, value in getattr(criterion, "metrics", {}).items():
                 _put_scalar(name, value)
         return losses
 
