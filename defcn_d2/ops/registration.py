@@ -134,14 +134,21 @@ def _autograd_forward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    _, ctx.tau, ctx.kernel_size = inputs
+    levels, ctx.tau, ctx.kernel_size = inputs
+    ctx.dtype = levels[0].dtype
     ctx.save_for_backward(*output[1])
+    ctx.set_materialize_grads(False)  # it would make zeros for the codes as well
 
 
-def _backward(ctx: Any, grads: Sequence[Tensor], _: Sequence[None]) -> tuple[Any, None, None]:
-    grad_levels = torch.ops.defcn_d2.max_filter_3d_backward(
-        grads, ctx.saved_tensors, ctx.tau, ctx.kernel_size
-    )
+def _backward(
+    ctx: Any, grads: Sequence[Tensor | None], _: Sequence[None]
+) -> tuple[list[Tensor], None, None]:
+    codes = ctx.saved_tensors
+    given = [
+        torch.zeros_like(code, dtype=ctx.dtype) if grad is None else grad
+        for grad, code in zip(grads, codes, strict=True)
+    ]
+    grad_levels = torch.ops.defcn_d2.max_filter_3d_backward(given, codes, ctx.tau, ctx.kernel_size)
     return grad_levels, None, None
 
 
