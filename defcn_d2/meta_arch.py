@@ -166,6 +166,8 @@ class DeFCN(nn.Module):
     def _decode(self, deltas: Tensor, priors: Priors) -> Tensor:
         """(N, R, 4) xyxy from distances or deltas (N, R, 4)."""
         if self.head.box_coding == "ltrb":
+            if self.training:  # the sides of tiny boxes far from the origin keep their digits
+                return ltrb_to_boxes(deltas.double(), priors.centers.double())
             return ltrb_to_boxes(deltas, priors.centers)
         transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
         anchors = priors.boxes.repeat(len(deltas), 1)

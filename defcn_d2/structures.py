@@ -47,7 +47,8 @@ class Predictions:
 
     Attributes:
         cls_logits: (N, R, K) float.
-        boxes: (N, R, 4) float, xyxy in pixels, decoded once and differentiable.
+        boxes: (N, R, 4) float, xyxy in pixels, decoded once and differentiable; in training
+            float64, as GIoU loses digits where a tiny box has large coordinates.
         quality_logits: (N, R) float, or None where the head has no such branch: 3D Max
             Filtering's filter, or centerness.
 

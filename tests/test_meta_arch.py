@@ -10,6 +10,9 @@ from detectron2.utils.events import EventStorage
 from helpers import make_priors, random_inputs, tiny_cfg
 from torch import nn
 
+from defcn_d2.losses import giou_loss
+from defcn_d2.structures import Priors
+
 NUM_CLASSES = 3
 ANCHORS = (
     *("MODEL.DEFCN.PRIORS", "anchors", "MODEL.DEFCN.MATCHER.NAME", "Anchor"),
@@ -208,7 +211,7 @@ def test_from_cells_of_the_levels_to_locations() -> None:
                 x, y = (j + 0.5) * stride, (i + 0.5) * stride
                 left, top, right, bottom = ltrb[level][:, :, i, j].unbind(dim=1)
                 box = torch.stack([x - left, y - top, x + right, y + bottom], dim=1)
-                torch.testing.assert_close(predictions.boxes[:, r], box)
+                torch.testing.assert_close(predictions.boxes[:, r].float(), box)
                 r += 1
     assert r == len(priors)
 
@@ -365,3 +368,23 @@ def test_errors_of_the_input() -> None:
         model([{**x, "image": torch.zeros(64, 64)}])
     with pytest.raises(ValueError, match="training needs the key 'instances' in every input"):
         model([*random_inputs([(64, 64)], [1], NUM_CLASSES), {"image": torch.zeros(3, 64, 64)}])
+
+
+def test_tiny_boxes_far_from_the_origin_keep_their_digits() -> None:
+    """GIoU of decoded boxes equals GIoU of the distances to their sides, for 3 px at 1,300 px."""
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg()).train()
+    centers = 8 * torch.randint(160, (500, 2)) + 4.0
+    priors = Priors(torch.cat([centers - 4, centers + 4], 1), torch.full((500,), 8.0), [500])
+    predicted, truth = 3 * torch.rand(2, 500, 4)
+    boxes = model._decode(predicted[None], priors)[0]
+    gt_boxes = torch.cat([centers - truth[:, :2], centers + truth[:, 2:]], 1)
+
+    exact = torch.cat([centers - gt_boxes[:, :2], gt_boxes[:, 2:] - centers], 1).double()
+    low, high = torch.minimum(predicted, exact), torch.maximum(predicted, exact)
+    inter = (low[:, 0] + low[:, 2]) * (low[:, 1] + low[:, 3])
+    hull = (high[:, 0] + high[:, 2]) * (high[:, 1] + high[:, 3])
+    areas = [(x[:, 0] + x[:, 2]) * (x[:, 1] + x[:, 3]) for x in (predicted.double(), exact)]
+    union = areas[0] + areas[1] - inter
+    expected = 1 - (inter / union - (hull - union) / hull)
+    torch.testing.assert_close(giou_loss(boxes, gt_boxes).double(), expected, rtol=2e-6, atol=1e-7)

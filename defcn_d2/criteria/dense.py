@@ -86,7 +86,7 @@ class DenseCriterion(nn.Module):
         if self.cls_weight:
             loss = self._classification_loss(predictions, gt_idxs, images, locations, gt_classes)
             losses["loss_cls"] = loss * self.cls_weight / normalizer
-        boxes = predictions.boxes[images, locations].float()
+        boxes = predictions.boxes[images, locations]
         if self.l1_weight:
             image_sizes = gt_boxes.new_tensor([gt.image_size for gt in gt_instances])[images]
             loss = l1_loss(boxes, gt_boxes, image_sizes).sum()
@@ -103,7 +103,7 @@ class DenseCriterion(nn.Module):
             loss = giou_loss(boxes, gt_boxes).sum()
             losses["loss_box_reg"] = loss * self.reg_weight / normalizer
         self.metrics = self._figures(gt_idxs, gt_instances)
-        return {name + self.suffix: loss for name, loss in losses.items()}
+        return {name + self.suffix: loss.float() for name, loss in losses.items()}
 
     @torch.no_grad()
     def match(
