@@ -7,10 +7,14 @@
 
 namespace defcn_d2::cpu {
 
+// Sizes at which the places that an interpolation reads follow a pattern.
+enum class Ratio { kAny, kDouble, kHalf };
+
 // Linear interpolation along one axis: target cell i is
 // low_weight[i] * source[low[i]] + high_weight[i] * source[high[i]].
 template <typename A>
 struct Axis {
+  Ratio ratio;
   const int32_t* low;
   const int32_t* high;
   const A* low_weight;
@@ -21,6 +25,7 @@ struct Axis {
 // Missing terms point at the cell after the last target, which holds zero.
 template <typename A>
 struct Adjoint {
+  Ratio ratio;
   const int32_t* index;
   const A* weight;
   int32_t terms;

@@ -15,9 +15,13 @@ template <typename A>
 struct AxisTable {
   std::vector<int32_t> low, high;
   std::vector<A> low_weight, high_weight;
+  Ratio ratio;
 
   AxisTable(int64_t source, int64_t target)
       : low(target), high(target), low_weight(target), high_weight(target) {
+    ratio = target == 2 * source   ? Ratio::kDouble
+            : source == 2 * target ? Ratio::kHalf
+                                   : Ratio::kAny;
     const A scale = static_cast<A>(source) / static_cast<A>(target);
     for (int64_t i = 0; i < target; ++i) {
       const A position = std::max(scale * (static_cast<A>(i) + A(0.5)) - A(0.5), A(0));
@@ -30,7 +34,7 @@ struct AxisTable {
   }
 
   Axis<A> view() const {
-    return {low.data(), high.data(), low_weight.data(), high_weight.data()};
+    return {ratio, low.data(), high.data(), low_weight.data(), high_weight.data()};
   }
 };
 
@@ -39,8 +43,9 @@ struct AdjointTable {
   std::vector<int32_t> index;
   std::vector<A> weight;
   int32_t terms = 0;
+  Ratio ratio;
 
-  AdjointTable(const AxisTable<A>& axis, int64_t source) {
+  AdjointTable(const AxisTable<A>& axis, int64_t source) : ratio(axis.ratio) {
     const int64_t target = static_cast<int64_t>(axis.low.size());
     std::vector<int32_t> count(source, 0);
     for (int64_t i = 0; i < target; ++i) {
@@ -61,7 +66,7 @@ struct AdjointTable {
     }
   }
 
-  Adjoint<A> view() const { return {index.data(), weight.data(), terms}; }
+  Adjoint<A> view() const { return {ratio, index.data(), weight.data(), terms}; }
 };
 
 template <typename A>
