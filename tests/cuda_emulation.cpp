@@ -1,6 +1,6 @@
-// Runs the CUDA kernels on the CPU: the phases between two barriers thread after thread, so that the
-// index arithmetic is tested where there is no GPU. The order of the threads can be reversed: within
-// a phase it must not matter. Built and called by tests/test_ops_cuda_emulation.py.
+// Runs the CUDA kernels on the CPU: the phases between two barriers thread after thread, so that
+// the index arithmetic is tested where there is no GPU. The order of the threads can be reversed:
+// within a phase it must not matter. Built and called by tests/test_ops_cuda_emulation.py.
 #include <vector>
 
 #include "../defcn_d2/csrc/cuda/backward.cuh"
@@ -72,8 +72,7 @@ void backward(const std::vector<Launch>& launches, bool reversed) {
 template <typename A, int kLanes>
 int run(const std::vector<LevelMemory>& levels, int64_t batch, int64_t channels, int32_t reach,
         int32_t kernel_size, bool wide, bool is_backward, bool reversed) {
-  const auto launches =
-      plan<Tile<kLanes>>(levels, batch, channels, reach, kernel_size, wide);
+  const auto launches = plan<Tile<kLanes>>(levels, batch, channels, reach, kernel_size, wide);
   if (is_backward)
     backward<A, kLanes>(launches, reversed);
   else if (levels[0].codes == nullptr)

@@ -5,13 +5,16 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 namespace defcn_d2 {
@@ -20,6 +23,25 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
+
+// Half precision is computed in float32.
+template <typename T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Calls run with a null pointer to the element type.
+template <typename Run>
+void with_dtype(ScalarType dtype, const Run& run) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return run(static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return run(static_cast<double*>(nullptr));
+    case ScalarType::Half:
+      return run(static_cast<torch::headeronly::Half*>(nullptr));
+    default:
+      return run(static_cast<torch::headeronly::BFloat16*>(nullptr));
+  }
+}
 
 // Dense in the order N, H, W, C. Maps of one cell, one channel or no element are so in both orders.
 inline bool fits_channels_last(const Tensor& level) {

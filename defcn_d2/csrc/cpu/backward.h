@@ -92,7 +92,8 @@ struct GradientRings {
 
   // to[winner] += gradient for n values whose codes are given.
   void scatter(const A* gradient, const uint8_t* code, int64_t n, A* to) const {
-    // Neighbouring outputs often share their winner; two places at a time do not wait for each other.
+    // Neighbouring outputs often share their winner; two places at a time do not wait for each
+    // other.
     const int64_t half = n / 2;
     for (int64_t i = 0; i < half; ++i) {
       to[offsets[code[i]] + i] += gradient[i];
@@ -192,8 +193,7 @@ void backward(const Problem<A>& problem, Planes<const A> grad_out, CodePlanes co
               Planes<A> grad_in, void* memory) {
   for (int32_t index = 0; index < problem.num_levels; ++index)
     if (problem.shapes[index].width > 0 && problem.shapes[index].height > 0)
-      backward_level(problem, index, grad_out, codes, grad_in,
-                     Scratch{static_cast<char*>(memory)});
+      backward_level(problem, index, grad_out, codes, grad_in, Scratch{static_cast<char*>(memory)});
 }
 
 }  // namespace defcn_d2::cpu::DEFCN_D2_ISA

@@ -1,16 +1,9 @@
 // Groups of half-precision planes as float32 planes and back (the kernels compute in float32).
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <cstdint>
-#include <type_traits>
 
 namespace defcn_d2::cpu {
-
-template <typename T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // `cells` cells of `lanes` values: packed on the float32 side, `pixel` apart on the other one.
 template <typename T>

@@ -9,14 +9,14 @@ namespace defcn_d2::cpu::DEFCN_D2_ISA {
 template <typename A>
 struct Level {
   int64_t height, width, lanes, n;
-  int64_t row;        // elements from a row to the next in memory
+  int64_t row;  // elements from a row to the next in memory
   int64_t kernel_size, padding;
   int64_t ring_rows;  // windowed rows that must be held at a time
   int64_t slots, own_slot;
-  bool packed;        // rows in memory have no holes
+  bool packed;  // rows in memory have no holes
   const A* in;
   A* out;
-  A* in_row;          // where a row with holes is packed to
+  A* in_row;  // where a row with holes is packed to
   A* out_row;
   ResizedLevel<A>* neighbours;  // [slot]
 
@@ -105,7 +105,8 @@ template <typename A>
 void store_codes(const CodePlanes& codes, int32_t index, int64_t y, const Code<A>* code,
                  int64_t width, int64_t lanes) {
   const int64_t start = y * width * codes.pixel;
-  const int64_t cells = lanes == codes.pixel ? 1 : width, n = lanes == codes.pixel ? width * lanes : lanes;
+  const int64_t cells = lanes == codes.pixel ? 1 : width,
+                n = lanes == codes.pixel ? width * lanes : lanes;
   for (int64_t cell = 0; cell < cells; ++cell) {
     const Code<A>* from = code + cell * lanes;
     if (codes.wide) {
@@ -123,8 +124,8 @@ void store_codes(const CodePlanes& codes, int32_t index, int64_t y, const Code<A
 // Training: the window of each level on its own, since the first of equal values in the order
 // level, row, column must win, and the code of the winner beside the maximum.
 template <typename A>
-void filter_level_codes(const Problem<A>& problem, int32_t index, Planes<const A> in,
-                        Planes<A> out, const CodePlanes& codes, Scratch scratch) {
+void filter_level_codes(const Problem<A>& problem, int32_t index, Planes<const A> in, Planes<A> out,
+                        const CodePlanes& codes, Scratch scratch) {
   Level<A> level(problem, index, in, out, scratch);
   const int64_t n = level.n, ring_size = level.ring_rows * n;
   A* rings = scratch.take<A>(level.slots * ring_size);
@@ -142,8 +143,7 @@ void filter_level_codes(const Problem<A>& problem, int32_t index, Planes<const A
         continue;
       }
       const int64_t place = slot * ring_size + y % level.ring_rows * n;
-      window_x(rings + place, code_rings + place, row, level.width, level.lanes,
-               level.kernel_size);
+      window_x(rings + place, code_rings + place, row, level.width, level.lanes, level.kernel_size);
     }
     const int64_t output = y - level.padding;
     if (output < 0) continue;
@@ -156,7 +156,7 @@ void filter_level_codes(const Problem<A>& problem, int32_t index, Planes<const A
         const int64_t place = slot * ring_size + source % level.ring_rows * n;
         const int64_t tap_row = slot * level.kernel_size + source - start;
         return Coded<A>{rings + place, code_rings + place,
-                                 static_cast<Code<A>>(tap_row * level.kernel_size)};
+                        static_cast<Code<A>>(tap_row * level.kernel_size)};
       };
       int64_t source = greatest(start, 0);
       if (last - source >= 2) {

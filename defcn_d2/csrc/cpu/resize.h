@@ -1,7 +1,7 @@
 // A level seen at the size of another one, row by row.
 #pragma once
 
-#include "rows.h"
+#include "interpolate.h"
 
 namespace defcn_d2::cpu::DEFCN_D2_ISA {
 

@@ -1,12 +1,13 @@
-// Operations on rows: `n` values, cell after cell, `lanes` channels to a cell. The loops are plain so
-// that the compiler turns them into vector code for the instruction set it was told (see isa.h).
+// Operations on rows: `n` values, cell after cell, `lanes` channels to a cell. The loops are plain
+// so that the compiler turns them into vector code for the instruction set it was told (see isa.h).
 #pragma once
 
 #include <cstdint>
 
 #include "kernels.h"
 
-// The rows a loop reads and writes are the same or apart: there is no dependence between iterations.
+// The rows a loop reads and writes are the same or apart: there is no dependence between
+// iterations.
 #if defined(__clang__)
 #define DEFCN_D2_VECTOR_LOOP _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)
@@ -37,13 +38,9 @@ inline bool wins(A challenger, A best) {
   return (challenger > best) | (challenger != challenger);
 }
 
-inline int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-inline int64_t greatest(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
+inline int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <typename A>
 inline void copy_row(A* out, const A* in, int64_t n) {
@@ -59,14 +56,12 @@ inline void zero_row(A* out, int64_t n) {
 
 // Rows of Planes with several lanes have holes; pack and unpack move them to and from plain rows.
 template <typename A>
-inline void pack(A* out, const A* in, int64_t width, int64_t pixel,
-                 int64_t lanes) {
+inline void pack(A* out, const A* in, int64_t width, int64_t pixel, int64_t lanes) {
   for (int64_t x = 0; x < width; ++x, out += lanes, in += pixel) copy_row(out, in, lanes);
 }
 
 template <typename A>
-inline void unpack(A* out, const A* in, int64_t width, int64_t pixel,
-                   int64_t lanes) {
+inline void unpack(A* out, const A* in, int64_t width, int64_t pixel, int64_t lanes) {
   for (int64_t x = 0; x < width; ++x, out += pixel, in += lanes) copy_row(out, in, lanes);
 }
 
@@ -153,8 +148,8 @@ struct Interior {
 };
 
 template <typename A>
-inline void window_x_border(A* out, const A* in, int64_t x, int64_t width,
-                            int64_t lanes, int64_t kernel_size) {
+inline void window_x_border(A* out, const A* in, int64_t x, int64_t width, int64_t lanes,
+                            int64_t kernel_size) {
   const int64_t last = least(x + kernel_size / 2, width - 1);
   int64_t source = greatest(x - kernel_size / 2, 0);
   copy_row(out + x * lanes, in + source * lanes, lanes);
@@ -163,8 +158,7 @@ inline void window_x_border(A* out, const A* in, int64_t x, int64_t width,
 
 // out[x] = maximum of in over the columns of x's window that exist.
 template <typename A>
-inline void window_x(A* out, const A* in, int64_t width, int64_t lanes,
-                     int64_t kernel_size) {
+inline void window_x(A* out, const A* in, int64_t width, int64_t lanes, int64_t kernel_size) {
   const Interior interior(width, kernel_size);
   const int64_t n = (interior.end - interior.begin) * lanes;
   A* middle = out + interior.begin * lanes;
@@ -181,8 +175,8 @@ inline void window_x(A* out, const A* in, int64_t width, int64_t lanes,
 }
 
 template <typename A>
-inline void window_x_border(A* out, Code<A>* code, const A* in,
-                            int64_t x, int64_t width, int64_t lanes, int64_t kernel_size) {
+inline void window_x_border(A* out, Code<A>* code, const A* in, int64_t x, int64_t width,
+                            int64_t lanes, int64_t kernel_size) {
   const int64_t start = x - kernel_size / 2, last = least(x + kernel_size / 2, width - 1);
   const int64_t first = greatest(start, 0);
   for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -201,8 +195,8 @@ inline void window_x_border(A* out, Code<A>* code, const A* in,
 
 // As above, and code[x] = offset of the winning column within the window.
 template <typename A>
-inline void window_x(A* out, Code<A>* code, const A* in,
-                     int64_t width, int64_t lanes, int64_t kernel_size) {
+inline void window_x(A* out, Code<A>* code, const A* in, int64_t width, int64_t lanes,
+                     int64_t kernel_size) {
   const Interior interior(width, kernel_size);
   const int64_t n = (interior.end - interior.begin) * lanes;
   A* middle = out + interior.begin * lanes;
@@ -237,89 +231,6 @@ inline void window_x(A* out, Code<A>* code, const A* in,
     window_x_border(out, code, in, x, width, lanes, kernel_size);
   for (int64_t x = interior.end; x < width; ++x)
     window_x_border(out, code, in, x, width, lanes, kernel_size);
-}
-
-// ---- linear interpolation and its transpose -----------------------------------------------------
-
-template <typename A>
-inline void resize_cell_x(A* out, const A* in, const Axis<A>& axis, int64_t x) {
-  out[x] = axis.low_weight[x] * in[axis.low[x]] + axis.high_weight[x] * in[axis.high[x]];
-}
-
-template <typename A>
-inline void resize_x(A* out, const A* in, const Axis<A>& axis, int64_t width,
-                     int64_t pixel, int64_t lanes) {
-  if (lanes == 1 && pixel == 1) {
-    // Without the patterns, the loads of a vector are as many single ones.
-    if (axis.ratio == Ratio::kHalf) {
-      DEFCN_D2_VECTOR_LOOP
-      for (int64_t x = 0; x < width; ++x) out[x] = A(0.5) * in[2 * x] + A(0.5) * in[2 * x + 1];
-      return;
-    }
-    if (axis.ratio == Ratio::kDouble) {
-      resize_cell_x(out, in, axis, 0);
-      DEFCN_D2_VECTOR_LOOP
-      for (int64_t x = 0; x < width / 2 - 1; ++x) {
-        out[2 * x + 1] = A(0.75) * in[x] + A(0.25) * in[x + 1];
-        out[2 * x + 2] = A(0.25) * in[x] + A(0.75) * in[x + 1];
-      }
-      resize_cell_x(out, in, axis, width - 1);
-      return;
-    }
-    DEFCN_D2_VECTOR_LOOP
-    for (int64_t x = 0; x < width; ++x) resize_cell_x(out, in, axis, x);
-    return;
-  }
-  for (int64_t x = 0; x < width; ++x, out += lanes) {
-    const A* low = in + axis.low[x] * pixel;
-    const A* high = in + axis.high[x] * pixel;
-    const A low_weight = axis.low_weight[x], high_weight = axis.high_weight[x];
-    DEFCN_D2_VECTOR_LOOP
-    for (int64_t lane = 0; lane < lanes; ++lane)
-      out[lane] = low_weight * low[lane] + high_weight * high[lane];
-  }
-}
-
-template <typename A>
-inline void add_scaled(A* out, const A* in, A weight, int64_t n) {
-  DEFCN_D2_VECTOR_LOOP
-  for (int64_t i = 0; i < n; ++i) out[i] += weight * in[i];
-}
-
-// out[x] += sum over the target cells that read source cell x; `in` ends with a cell of zeros.
-template <typename A>
-inline void resize_x_adjoint(A* out, const A* in, const Adjoint<A>& adjoint,
-                             int64_t width, int64_t pixel, int64_t lanes) {
-  const bool plain = lanes == 1 && pixel == 1;
-  if (plain && adjoint.ratio == Ratio::kHalf) {
-    DEFCN_D2_VECTOR_LOOP
-    for (int64_t x = 0; x < width / 2; ++x) {
-      out[2 * x] += A(0.5) * in[x];
-      out[2 * x + 1] += A(0.5) * in[x];
-    }
-    return;
-  }
-  if (plain && adjoint.ratio == Ratio::kDouble && width >= 2) {
-    DEFCN_D2_VECTOR_LOOP
-    for (int64_t x = 1; x < width - 1; ++x)
-      out[x] += A(0.25) * in[2 * x - 1] + A(0.75) * in[2 * x] + A(0.75) * in[2 * x + 1] +
-                A(0.25) * in[2 * x + 2];
-    out[0] += in[0] + A(0.75) * in[1] + A(0.25) * in[2];
-    const A* last = in + 2 * (width - 1);
-    out[width - 1] += A(0.25) * last[-1] + A(0.75) * last[0] + last[1];
-    return;
-  }
-  for (int64_t term = 0; term < adjoint.terms; ++term) {
-    const int32_t* index = adjoint.index + term * width;
-    const A* weight = adjoint.weight + term * width;
-    if (plain) {
-      DEFCN_D2_VECTOR_LOOP
-      for (int64_t x = 0; x < width; ++x) out[x] += weight[x] * in[index[x]];
-      continue;
-    }
-    for (int64_t x = 0; x < width; ++x)
-      add_scaled(out + x * pixel, in + index[x] * lanes, weight[x], lanes);
-  }
 }
 
 }  // namespace defcn_d2::cpu::DEFCN_D2_ISA

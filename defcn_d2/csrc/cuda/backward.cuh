@@ -91,15 +91,13 @@ struct BackwardBlock {
     const int32_t rows = piece.y_end - piece.y_begin, columns = piece.x_end - piece.x_begin;
     for (int32_t i = thread / kLanes; i < rows * columns; i += TileOf::kThreads / kLanes) {
       const int32_t row = i / columns, column = i % columns;
-      held[(row * TileOf::kHeldColumns + column) * kLanes + lane] =
-          outputs.won_by(piece.y_begin + row, piece.x_begin + column,
-                         place.level - k + launch.reach);
+      held[(row * TileOf::kHeldColumns + column) * kLanes + lane] = outputs.won_by(
+          piece.y_begin + row, piece.x_begin + column, place.level - k + launch.reach);
     }
   }
 
   // The transpose of the interpolation, from the piece to the thread's own cells.
-  DEFCN_D2_DEVICE void spread(int32_t thread, int32_t k, const Region& piece,
-                              Thread& state) const {
+  DEFCN_D2_DEVICE void spread(int32_t thread, int32_t k, const Region& piece, Thread& state) const {
     const int32_t lane = thread % kLanes, column = thread / kLanes % TileOf::kColumns;
     const int32_t strip = thread / (kLanes * TileOf::kColumns) * TileOf::kRun;
     const int32_t x = place.x + column;

@@ -57,9 +57,9 @@ struct Tile<32> {
 // Where a block works.
 struct Place {
   int32_t level;
-  int32_t y, x;        // first row and column of the tile
+  int32_t y, x;  // first row and column of the tile
   int64_t image;
-  int32_t channel;     // first channel of the group
+  int32_t channel;  // first channel of the group
 };
 
 template <typename TileOf>
@@ -86,8 +86,7 @@ struct Map {
   int64_t first, row;
   int32_t pixel;
 
-  DEFCN_D2_DEVICE Map(const LevelEntry& level, const Launch& launch, int64_t image,
-                      int32_t channel)
+  DEFCN_D2_DEVICE Map(const LevelEntry& level, const Launch& launch, int64_t image, int32_t channel)
       : row(int64_t(level.width) * (kLanes == 1 ? 1 : launch.channels)),
         pixel(kLanes == 1 ? 1 : launch.channels) {
     const int64_t cells = int64_t(level.height) * level.width;
@@ -153,12 +152,8 @@ DEFCN_D2_DEVICE bool wins(A challenger, A best) {
   return challenger > best || challenger != challenger;
 }
 
-DEFCN_D2_DEVICE int32_t least(int32_t a, int32_t b) {
-  return a < b ? a : b;
-}
+DEFCN_D2_DEVICE int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
-DEFCN_D2_DEVICE int32_t greatest(int32_t a, int32_t b) {
-  return a > b ? a : b;
-}
+DEFCN_D2_DEVICE int32_t greatest(int32_t a, int32_t b) { return a > b ? a : b; }
 
 }  // namespace defcn_d2::cuda

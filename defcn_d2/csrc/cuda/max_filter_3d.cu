@@ -4,8 +4,6 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <tuple>
 #include <type_traits>
@@ -19,9 +17,6 @@ namespace defcn_d2::cuda {
 namespace {
 
 constexpr int64_t kCommonSharedBytes = 48 * 1024;  // what every device grants without asking
-
-template <typename T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <typename T, int kLanes, bool kCodes>
 __global__ void __launch_bounds__(Tile<kLanes>::kThreads)
@@ -140,21 +135,6 @@ void launch_backward(const Pyramid& pyramid, const Tensors& grad_inputs, const T
   const auto launches = plan_for<Tile<kLanes>>(pyramid, grad_inputs, &codes);
   run(backward_kernel<T, kLanes>, launches, Tile<kLanes>::kThreads,
       BackwardBlock<T, Compute<T>, kLanes>::shared_bytes(), on.index, on.stream);
-}
-
-// Calls run(null pointer to the element type).
-template <typename Run>
-void with_dtype(ScalarType dtype, const Run& run) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return run(static_cast<float*>(nullptr));
-    case ScalarType::Double:
-      return run(static_cast<double*>(nullptr));
-    case ScalarType::Half:
-      return run(static_cast<torch::headeronly::Half*>(nullptr));
-    default:
-      return run(static_cast<torch::headeronly::BFloat16*>(nullptr));
-  }
 }
 
 // A tile of channels_last memory holds 32 channels: with a large window that is more shared memory

@@ -33,8 +33,12 @@ std::vector<Launch> plan(const std::vector<LevelMemory>& levels, int64_t batch, 
       LevelEntry& entry = launch.levels[index - table_begin];
       const int64_t tiles_x = (level.width + TileOf::kColumns - 1) / TileOf::kColumns;
       const int64_t tiles_y = (level.height + TileOf::kRows - 1) / TileOf::kRows;
-      entry = {level.source, level.target, level.codes, static_cast<int32_t>(level.height),
-               static_cast<int32_t>(level.width), static_cast<int32_t>(tiles_x),
+      entry = {level.source,
+               level.target,
+               level.codes,
+               static_cast<int32_t>(level.height),
+               static_cast<int32_t>(level.width),
+               static_cast<int32_t>(tiles_x),
                static_cast<int32_t>(tiles)};
       if (begin <= index && index < end) tiles += tiles_x * tiles_y;
     }
