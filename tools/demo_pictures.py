@@ -111,13 +111,16 @@ def _tile(image: np.ndarray, entries: list[Entry], classes: list[str], caption: 
     scale = (TILE - 8) / max(image.shape[:2])
     large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     labels: list[tuple[int, int, int, int]] = []
-    for box, category, score in sorted(entries, key=lambda entry: entry[0][1]):
-        x0, y0, x1, y1 = (round(v * scale) for v in box)
-        color = COLORS[category % len(COLORS)]
-        cv2.rectangle(large, (x0, y0), (x1, y1), (0, 0, 0), 4)
-        cv2.rectangle(large, (x0, y0), (x1, y1), color, 2)
+    entries = sorted(entries, key=lambda entry: entry[0][1])
+    for thickness, rim in ((4, (0, 0, 0)), (2, None)):
+        for box, category, _ in entries:
+            x0, y0, x1, y1 = (round(v * scale) for v in box)
+            color = rim or COLORS[category % len(COLORS)]
+            cv2.rectangle(large, (x0, y0), (x1, y1), color, thickness)
+    for box, category, score in entries:  # names last, above all boxes
         text = classes[category] if score is None else f"{classes[category]} {score:.2f}"
-        _label(large, text, x0, y0, color, labels)
+        corner = round(box[0] * scale), round(box[1] * scale)
+        _label(large, text, *corner, COLORS[category % len(COLORS)], labels)
     tile = np.full((TILE + CAPTION, TILE, 3), 255, np.uint8)
     tile[CAPTION : CAPTION + large.shape[0], : large.shape[1]] = large
     cv2.putText(tile, caption, (2, 24), FONT, 0.62, (40, 40, 40), 1, cv2.LINE_AA)
