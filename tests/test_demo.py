@@ -311,5 +311,5 @@ def test_cpu_is_told(monkeypatch, capsys):
         ["--config-file", CONFIG, "--input", "a.jpg", "--opts", *opts]
     )
     cfg = command_line.setup(args)
-    assert cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.DEFCN.SCORE_THRESH_TEST == 0.5
+    assert cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.DEFCN.SCORE_THRESH_TEST == 0.3
     assert "running on the CPU" in capsys.readouterr().out

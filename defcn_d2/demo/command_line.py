@@ -46,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output", help="a file or folder to save drawings to; without it a window shows them"
     )
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="least score drawn [%(default)s]"
+        "--confidence-threshold", type=float, default=0.3, help="least score drawn [%(default)s]"
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, at the end"

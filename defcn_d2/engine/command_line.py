@@ -104,7 +104,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             logger.warning("No CUDA device: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         if args.num_gpus > 1:
             logger.warning("No CUDA device: one process in place of --num-gpus %d", args.num_gpus)
-    if not torch.cuda.is_available() or cfg.MODEL.DEVICE == "cpu":
+    if not torch.cuda.is_available() or args.num_gpus == 0 or cfg.MODEL.DEVICE == "cpu":
         cfg = use_cpu(cfg)
     default_setup(cfg, args)
     return cfg

@@ -61,7 +61,7 @@ def use_cpu(cfg: CfgNode) -> CfgNode:
         torch.set_num_threads(num_threads(cores, cfg.DATALOADER.NUM_WORKERS))
     cv2.setNumThreads(1)  # inherited by workers: no second pool of threads
     logger.info(
-        "Running on the CPU: %d cores, %d threads, %d data loader workers",
+        "Running on the CPU; cores: %d, threads: %d, data loader workers: %d",
         cores,
         torch.get_num_threads(),
         cfg.DATALOADER.NUM_WORKERS,

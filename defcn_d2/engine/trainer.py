@@ -120,6 +120,11 @@ class Trainer(DefaultTrainer):
             writers.append(TensorboardXWriter(folder))
         return writers
 
+    def after_train(self) -> None:
+        # a finished run that is resumed makes no step, but counts one
+        self.iter: int = min(self.iter, self.max_iter)
+        super().after_train()
+
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         if not _SAVES_OPTIMIZER:
