@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import setuptools
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,66 +103,66 @@ def test_old_pytorch_gets_no_operators(
     assert "PyTorch 2.9.1+cpu is older than 2.10" in capsys.readouterr().err
 
 
-def _build(script: ModuleType, folder: Path, cpu_source: str) -> dict[str, Any]:
-    """Build an operator of the given source and a CUDA one; returns the record."""
-    from torch.utils.cpp_extension import CppExtension, CUDAExtension
-
-    (folder / "cpu.cpp").write_text(cpu_source)
-    (folder / "gpu.cu").write_text("int unused;")
-    extensions = [
+_BUILD = f"""
+import importlib.util, json, sys
+import setuptools, torch
+from torch.utils.cpp_extension import CppExtension, CUDAExtension
+spec = importlib.util.spec_from_file_location("setup_script", {str(ROOT / "setup.py")!r})
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+setuptools.setup(
+    name="defcn_d2_build_test",
+    packages=[],
+    ext_modules=[
         CppExtension("defcn_d2._C", ["cpu.cpp"], py_limited_api=True),
         CUDAExtension("defcn_d2._C_cuda", ["gpu.cu"], py_limited_api=True),
-    ]
-    setuptools.setup(
-        name="defcn_d2_build_test",
-        packages=[],
-        ext_modules=extensions,
-        cmdclass={"build_ext": script.make_build_ext(torch)},
-        script_args=["-q", "build_ext", "--build-lib", "lib", "--build-temp", "temp"],
+    ],
+    cmdclass={{"build_ext": script.make_build_ext(torch)}},
+    script_args=["-q", "build_ext", "--build-lib", "lib", "--build-temp", "temp"],
+)
+"""
+
+
+def _build(folder: Path, cpu_source: str, toolkit: Path, **environment: str) -> dict[str, Any]:
+    """Build an operator of the given source and a CUDA one; returns the record.
+
+    In a process of its own, as pip builds: importing pip, which another test may do, takes
+    setuptools' distutils away from the process.
+    """
+    (folder / "cpu.cpp").write_text(cpu_source)
+    (folder / "gpu.cu").write_text("int unused;")
+    kept = {key: value for key, value in os.environ.items() if key != "FORCE_CUDA"}
+    kept |= {"CUDA_HOME": str(toolkit), "TORCH_CUDA_ARCH_LIST": "9.0", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", _BUILD], cwd=folder, env=kept, text=True, capture_output=True
     )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
     return json.loads((folder / "lib" / "defcn_d2" / "ops" / "_build.json").read_text())
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(torch.version.cuda is None, reason="this PyTorch is built without CUDA")
 @pytest.mark.parametrize(("version", "why"), [("", "Error compiling"), ("9.0", "mismatches")])
-def test_failed_cuda_build_leaves_the_cpu_part(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, why: str
-) -> None:
-    toolkit = str(_toolkit(tmp_path / "cuda", version or str(torch.version.cuda)))
-    if torch.version.cuda is None:
-        pytest.skip("this PyTorch is built without CUDA")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CUDA_HOME", toolkit)
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", toolkit)
-    record = _build(script, tmp_path, "int answer() { return 42; }")
+def test_failed_cuda_build_leaves_the_cpu_part(tmp_path: Path, version: str, why: str) -> None:
+    toolkit = _toolkit(tmp_path / "cuda", version or str(torch.version.cuda))
+    source = "int answer() { return 42; }"
+    record = _build(tmp_path, source, toolkit)
     assert list(record["errors"]) == ["cuda"] and why in record["errors"]["cuda"]
     assert "cxx" in record and "nvcc" not in record
     assert [path.name for path in (tmp_path / "lib" / "defcn_d2").glob("*.so")] == ["_C.abi3.so"]
-    monkeypatch.setenv("FORCE_CUDA", "1")
-    with pytest.raises((RuntimeError, SystemExit)):
-        _build(script, tmp_path, "int answer() { return 42; }")
+    with pytest.raises(RuntimeError, match=why):
+        _build(tmp_path, source, toolkit, FORCE_CUDA="1")
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-def test_failed_cpu_build_is_recorded(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    toolkit = str(_toolkit(tmp_path / "cuda", str(torch.version.cuda or "13.0")))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CUDA_HOME", toolkit)
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", toolkit)
-    errors = _build(script, tmp_path, "this is no C++")["errors"]
+def test_failed_cpu_build_is_recorded(tmp_path: Path) -> None:
+    toolkit = _toolkit(tmp_path / "cuda", str(torch.version.cuda or "13.0"))
+    errors = _build(tmp_path, "this is no C++", toolkit)["errors"]
     assert errors["cpu"].startswith("Error compiling objects")
     assert not list((tmp_path / "lib" / "defcn_d2").glob("*.so"))
 
 
-@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-def test_no_compiler(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toolkit = str(_toolkit(tmp_path / "cuda"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", toolkit)
-    record = _build(script, tmp_path, "")
+def test_no_compiler(tmp_path: Path) -> None:
+    record = _build(tmp_path, "", _toolkit(tmp_path / "cuda"), PATH=str(tmp_path))
     assert record["errors"] == dict.fromkeys(("cpu", "cuda"), "no C++ compiler was found")
