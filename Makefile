@@ -1,6 +1,7 @@
 # Everything runs in the virtual environment $(VENV), which tools/setup_env.py makes.
 #
 #   make demo      train, evaluate and draw on the built-in data
+#   make study     train all variants and compare them (hours; STUDY_ARGS=--quick: minutes)
 #   make test      the tests
 #   make lint      style and types
 #
@@ -12,6 +13,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+STUDY_ARGS ?=
 
 # An environment that is there is kept, unless PYTHON names another version explicitly.
 ifeq ($(origin PYTHON), undefined)
@@ -27,10 +29,10 @@ TYPED := $(wildcard defcn_d2 tools demo/*.py train_net.py)
 RUN_TESTS = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean clean-env
+.PHONY: help setup demo study test lint clean clean-env
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,9p
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,10p
 
 setup:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "set-up failed: there is no $(PYTHON);" \
@@ -42,6 +44,9 @@ setup:
 
 demo: setup
 	$(VENV)/bin/python tools/make_demo.py $(DEMO_ARGS)
+
+study: setup
+	$(VENV)/bin/python tools/study.py $(STUDY_ARGS)
 
 test: setup
 	$(RUN_TESTS) $(PYTEST_ARGS)

@@ -5,7 +5,9 @@ writes docs/study.md. Killed at any point and started again it goes on, run by r
 """
 
 import argparse
+import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
 
+from demo_results import write_json  # noqa: E402
 from study_runs import NETWORKS, Run, Settings, Training, collect, plan, start  # noqa: E402
 
 # Iterations and seeds of the two forms.
@@ -58,9 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return _with_defaults(parser, args)
 
 
-def _with_defaults(
-    parser: argparse.ArgumentParser, args: argparse.Namespace
-) -> argparse.Namespace:
+def _with_defaults(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
     import torch
 
     from defcn_d2.engine.cpu import available_cores
@@ -94,14 +95,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(args.iterations, args.batch, args.network, tuple(args.opts))
     truth = {data: annotations_of(data) for data in dict.fromkeys(run.data for run in args.runs)}
     failed = [] if args.report else train(args, settings, truth)
-    from study_report import write_report
-
-    written = write_report(args.runs, args.output, args.docs, settings)
-    if written:
-        print(f"\nwritten: {written}")
     for run, reason in failed:
         print(f"error: {run.name} has failed: {reason}", file=sys.stderr)
-    return 1 if failed or not written else 0
+    return report(args, settings) or bool(failed)
+
+
+def report(args: argparse.Namespace, settings: Settings) -> int:
+    """Write study.md from the runs that are done; returns the exit status."""
+    from study_report import write_report
+
+    machine = args.output / "machine.json"
+    if not machine.exists() or not any(run.figures(args.output) for run in args.runs):
+        print(f"error: {args.output} holds no finished run", file=sys.stderr)
+        return 1
+    noted = json.loads(machine.read_text())
+    try:
+        print(f"written: {write_report(args.runs, args.output, args.docs, settings, noted)}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def note_machine(args: argparse.Namespace) -> None:
+    """Keep what the report says of the machine that trains."""
+    import detectron2
+    import torch
+
+    gpu = torch.cuda.is_available()
+    note = {
+        "device": torch.cuda.get_device_name() if gpu else cpu_name(),
+        "jobs": args.jobs,
+        "threads": args.threads,
+        "torch": torch.__version__.partition("+")[0],
+        "detectron2": detectron2.__version__,
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_json(args.output / "machine.json", note)
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, where the system tells it."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "a CPU"
 
 
 def annotations_of(data: str) -> Path:
@@ -119,8 +156,10 @@ def annotations_of(data: str) -> Path:
 def train(
     args: argparse.Namespace, settings: Settings, truth: dict[str, Path]
 ) -> list[tuple[Run, str]]:
-    """Do the runs that are not done, ``args.jobs`` at a time; returns those that failed, and why."""
+    """Do the runs that are left, ``args.jobs`` at a time; returns those that failed, and why."""
     waiting = [run for run in args.runs if run.figures(args.output) is None]
+    if waiting:
+        note_machine(args)
     print(f"{len(args.runs)} runs, {len(args.runs) - len(waiting)} of them done", flush=True)
     busy: list[Training] = []
     failed: list[tuple[Run, str]] = []

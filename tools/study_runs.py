@@ -102,9 +102,7 @@ def plan(seeds: int, names: Sequence[str] = ()) -> list[Run]:
         if name not in known:
             raise ValueError(f"--only {name!r} is no part of the study; one of: {sorted(known)}")
     wanted = set(names)
-    return [
-        run for run in every if not names or {run.data, f"{run.data}/{run.variant}"} & wanted
-    ]
+    return [run for run in every if not names or {run.data, f"{run.data}/{run.variant}"} & wanted]
 
 
 def claim(run: Run, output: Path, settings: Settings) -> None:

@@ -34,15 +34,18 @@ def results(summary: dict) -> str:
     )
 
 
-def replace_between(text: str, new: str) -> str:
-    """``text`` with ``new`` between the two markers.
+def replace_between(
+    text: str, new: str, markers: tuple[str, str] = (BEGIN, END), file: str = "README.md"
+) -> str:
+    """``text``, which is that of ``file``, with ``new`` between the two markers.
 
     Raises:
         ValueError: the markers are not there, once each and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"README.md needs the lines {BEGIN} and {END}, once each, in this order")
-    return text[: text.index(BEGIN) + len(BEGIN)] + f"\n{new}\n" + text[text.index(END) :]
+    begin, end = markers
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{file} needs the lines {begin} and {end}, once each, in this order")
+    return text[: text.index(begin) + len(begin)] + f"\n{new}\n" + text[text.index(end) :]
 
 
 def small_picture(grid: np.ndarray) -> bytes:
