@@ -11,7 +11,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from .box_ops import ltrb_to_boxes
-from .criteria import build_criteria
+from .criteria import build_criteria, evaluate_criteria, mean_over_workers
+from .criteria.normalization import Normalizer
 from .head import DeFCNHead
 from .inference import find_candidates, find_topk, keep_best
 from .structures import Predictions, Priors
@@ -62,6 +63,8 @@ class DeFCN(nn.Module):
         self.head = head
         self.prior_generator = prior_generator
         self.criteria = criteria
+        #: What losses are divided by, see ``evaluate_criteria``; a trainer may set another.
+        self.normalizer: Normalizer = mean_over_workers
         self.in_features = in_features
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -183,9 +186,10 @@ class DeFCN(nn.Module):
                 "call model.eval() for inference"
             )
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        losses: dict[str, Tensor] = {}
+        losses = evaluate_criteria(
+            self.criteria, priors, predictions, gt_instances, self.normalizer
+        )
         for criterion in self.criteria:
-            losses.update(criterion(priors, predictions, gt_instances))
             for name, value in getattr(criterion, "metrics", {}).items():
                 _put_scalar(name, value)
         return losses

@@ -1,7 +1,6 @@
 """``DenseCriterion`` against the formulas written out, location by location, in float64."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -295,49 +294,3 @@ def test_errors() -> None:
         DenseCriterion(matcher=POTO(), normalizer="images")
     with pytest.raises(ValueError, match="'centerness' needs a matcher that gives a quality.*POTO"):
         DenseCriterion(matcher=POTO(), quality="centerness")(*batch((1,)))
-
-
-def criteria_of_workers() -> list[DenseCriterion]:
-    fcos = FCOS(radius=1.5, size_ranges=SIZE_RANGES)
-    return [
-        DenseCriterion(matcher=POTO(), quality="filter"),
-        DenseCriterion(matcher=POTOAux(), reg_weight=0, suffix="_aux"),
-        DenseCriterion(matcher=fcos, quality="centerness", suffix="_fcos"),
-        DenseCriterion(matcher=POTO(), l1_weight=1, normalizer="gts", suffix="_gts"),
-    ]
-
-
-def losses_of(images: list[int], counts: tuple[int, ...]) -> dict[str, Tensor]:
-    priors, predictions, gts = batch(counts)
-    predictions = Predictions(
-        predictions.cls_logits[images].detach(),
-        predictions.boxes[images].detach(),
-        predictions.quality_logits[images].detach(),
-    )
-    losses: dict[str, Tensor] = {}
-    for criterion in criteria_of_workers():
-        losses |= criterion(priors, predictions, [gts[i] for i in images])
-    return losses
-
-
-def run_worker(rank: int, folder: str, counts: tuple[int, ...]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    # The first of two workers has one image, the other has the rest.
-    images = [0] if rank == 0 else list(range(1, len(counts)))
-    torch.save(losses_of(images, counts), f"{folder}/{rank}.pth")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_workers_average_to_the_losses_of_the_whole_batch(tmp_path: Path) -> None:
-    """Although one of them has no ground truth."""
-    counts = (0, 4, 3)
-    torch.multiprocessing.spawn(run_worker, (str(tmp_path), counts), nprocs=2)
-    workers = [torch.load(tmp_path / f"{rank}.pth") for rank in range(2)]
-    expected = losses_of([0, 1, 2], counts)
-    assert workers[0].keys() == expected.keys()
-    for name, loss in expected.items():
-        assert loss > 0
-        torch.testing.assert_close((workers[0][name] + workers[1][name]) / 2, loss)

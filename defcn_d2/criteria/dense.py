@@ -3,16 +3,16 @@
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
-from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..losses import focal_loss, giou_loss, l1_loss
 from ..matchers import Matcher, build_matcher
 from ..structures import BACKGROUND, IGNORE, Assignment, Predictions, Priors
+from .normalization import LossSum, SummedCriterion
 
 
-class DenseCriterion(nn.Module):
+class DenseCriterion(SummedCriterion):
     """Focal loss of all priors, GIoU loss of the foreground (arXiv 2012.03544, section 3.1).
 
     Which prior is foreground, the matcher says. With a centerness branch the box loss is weighted
@@ -61,17 +61,18 @@ class DenseCriterion(nn.Module):
         #: Figures of the last call, for the event storage of the meta-architecture.
         self.metrics: dict[str, Tensor] = {}
 
-    def forward(
+    def loss_sums(
         self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, LossSum]:
         """
         Args:
             gt_instances: per image ``gt_boxes`` and ``gt_classes``; may be empty.
 
         Returns:
             ``loss_cls``, ``loss_box_reg``, ``loss_centerness`` and ``loss_box_l1`` (those that
-            apply), scalars in float32. Without any ground truth they are finite, and connected to
-            all predictions.
+            apply), in float32 or float64. Without any ground truth they are finite, and connected
+            to all predictions. Their count is the number that ``normalizer`` names, but for the
+            box loss weighted by centerness: the sum of the targets (method section 6).
         """
         assignments = self.match(priors, predictions, gt_instances)
         gt_idxs = torch.stack([assignment.gt_idxs for assignment in assignments])
@@ -79,31 +80,32 @@ class DenseCriterion(nn.Module):
         gt_idxs_fg = _offset_by_image(gt_idxs[images, locations], images, gt_instances)
         gt_classes = torch.cat([gt.gt_classes for gt in gt_instances])[gt_idxs_fg]
         gt_boxes = torch.cat([gt.gt_boxes.tensor for gt in gt_instances])[gt_idxs_fg]
-        count = len(gt_idxs_fg) if self.normalizer == "foreground" else sum(map(len, gt_instances))
-        normalizer = _mean_over_workers(gt_boxes.new_tensor(count))
+        number = len(gt_idxs_fg) if self.normalizer == "foreground" else sum(map(len, gt_instances))
+        # filled on the device: a copy from the host would wait for it
+        count = torch.full((), number, dtype=torch.float64, device=gt_idxs.device)
 
-        losses = {}
+        sums = {}
         if self.cls_weight:
             loss = self._classification_loss(predictions, gt_idxs, images, locations, gt_classes)
-            losses["loss_cls"] = loss * self.cls_weight / normalizer
+            sums["loss_cls"] = LossSum(loss * self.cls_weight, count)
         boxes = predictions.boxes[images, locations]
         if self.l1_weight:
             image_sizes = gt_boxes.new_tensor([gt.image_size for gt in gt_instances])[images]
             loss = l1_loss(boxes, gt_boxes, image_sizes).sum()
-            losses["loss_box_l1"] = loss * self.l1_weight / normalizer
+            sums["loss_box_l1"] = LossSum(loss * self.l1_weight, count)
         if self.reg_weight and self.quality == "centerness":
             assert predictions.quality_logits is not None
             centerness = self._centerness(assignments)[images, locations]
             loss = (giou_loss(boxes, gt_boxes) * centerness).sum()
-            losses["loss_box_reg"] = loss * self.reg_weight / _mean_over_workers(centerness.sum())
+            sums["loss_box_reg"] = LossSum(loss * self.reg_weight, centerness.sum())
             logits = predictions.quality_logits[images, locations].float()
             loss = F.binary_cross_entropy_with_logits(logits, centerness, reduction="sum")
-            losses["loss_centerness"] = loss / normalizer
+            sums["loss_centerness"] = LossSum(loss, count)
         elif self.reg_weight:
             loss = giou_loss(boxes, gt_boxes).sum()
-            losses["loss_box_reg"] = loss * self.reg_weight / normalizer
+            sums["loss_box_reg"] = LossSum(loss * self.reg_weight, count)
         self.metrics = self._figures(gt_idxs, gt_instances)
-        return {name + self.suffix: loss.float() for name, loss in losses.items()}
+        return {name + self.suffix: loss for name, loss in sums.items()}
 
     @torch.no_grad()
     def match(
@@ -190,11 +192,3 @@ def _offset_by_image(gt_idxs: Tensor, images: Tensor, gt_instances: list[Instanc
     """Indices into the ground truths of the whole batch from indices into those of an image."""
     counts = torch.tensor([0] + [len(gt) for gt in gt_instances[:-1]], device=images.device)
     return gt_idxs + counts.cumsum(0)[images]
-
-
-def _mean_over_workers(value: Tensor) -> Tensor:
-    """All-reduced sum over the number of workers, at least 1."""
-    if comm.get_world_size() > 1:
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-    return (value / comm.get_world_size()).clamp(min=1)
