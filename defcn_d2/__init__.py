@@ -1,6 +1,7 @@
 """End-to-end object detection with a fully convolutional network, for Detectron2.
 
-``add_defcn_config(cfg)`` adds the configuration keys; importing this package registers the
+``add_defcn_config(cfg)`` adds the configuration keys, and ``register_datasets(cfg)`` registers the
+data that ``DATASETS.REGISTER`` in them names. Importing this package registers the
 meta-architecture ``DeFCN``, its backbones, matchers and the built-in data sets.
 """
 
@@ -17,6 +18,7 @@ from . import data  # noqa: F401  (registers the built-in data sets)
 from .backbone import build_defcn_narrow_fpn_backbone, build_defcn_resnet_fpn_backbone
 from .checkpoint import convert_cvpods_state_dict
 from .config import add_defcn_config
+from .data import register_datasets
 from .matchers import MATCHER_REGISTRY
 from .meta_arch import DeFCN
 
@@ -29,4 +31,5 @@ __all__ = [
     "build_defcn_narrow_fpn_backbone",
     "build_defcn_resnet_fpn_backbone",
     "convert_cvpods_state_dict",
+    "register_datasets",
 ]

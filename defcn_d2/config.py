@@ -29,6 +29,7 @@ def add_defcn_config(cfg: CN) -> None:
     _add_matching_config(node)
     _add_inference_config(node)
     _add_training_config(cfg)
+    _add_data_config(cfg)
 
 
 def _add_head_config(node: CN) -> None:
@@ -124,3 +125,20 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Evaluate the same raw detections again with class-wise NMS, and report the gap.
     cfg.TEST.WITH_NMS = False
+
+
+def _add_data_config(cfg: CN) -> None:
+    # Data of your own in COCO's format (README, "Your own data"). What is given takes the place of
+    # DATASETS.TRAIN and DATASETS.TEST, and sets the number of classes.
+    cfg.DATASETS.REGISTER = CN()
+    node = cfg.DATASETS.REGISTER
+    node.TRAIN, node.VAL = CN(), CN()
+    # File of annotations to train with. Relative paths start at the current folder.
+    node.TRAIN.ANNOTATIONS = ""
+    # Folder that the `file_name` of its images are relative to.
+    node.TRAIN.IMAGES = ""
+    # The same of the data to evaluate with.
+    node.VAL.ANNOTATIONS = ""
+    node.VAL.IMAGES = ""
+    # Names of the classes by ascending category id; [] is set to those of the file.
+    node.CLASSES = []

@@ -3,12 +3,14 @@
 from .builtin import register_all, register_shapes, register_shapes_crowd
 from .crowdhuman import load_crowdhuman, register_crowdhuman
 from .generation import DatasetError, datasets_root
+from .own_data import register_datasets
 
 __all__ = [
     "DatasetError",
     "datasets_root",
     "load_crowdhuman",
     "register_crowdhuman",
+    "register_datasets",
     "register_shapes",
     "register_shapes_crowd",
 ]

@@ -69,11 +69,11 @@ def _image(line: bytes) -> OdgtImage:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not a JSON object ({error})") from None
-    image_id = _field(value, "ID", str)
+    image_id = field(value, "ID", str)
     path = PurePosixPath(image_id)
     if not image_id or path.is_absolute() or ".." in path.parts or "\0" in image_id:
         raise ValueError(f"ID {image_id!r} is no path below the folder of images")
-    people = [_box(box, number) for number, box in enumerate(_field(value, "gtboxes", list))]
+    people = [_box(box, number) for number, box in enumerate(field(value, "gtboxes", list))]
     return OdgtImage(
         image_id,
         np.array([box for box, _ in people], np.float64).reshape(-1, 4),
@@ -85,11 +85,11 @@ def _image(line: bytes) -> OdgtImage:
 def _box(value: Any, number: int) -> tuple[list[float], bool]:
     """The full box of an entry of ``gtboxes``, and whether it is an ignore region."""
     try:
-        tag = _field(value, "tag", str)
-        full = _field(value, "fbox", list)
+        tag = field(value, "tag", str)
+        full = field(value, "fbox", list)
         if not is_box(full):
             raise ValueError(f"fbox must be x, y, width, height in pixels, got {shown(full)}")
-        extra = _field(value, "extra", dict) if "extra" in value else {}
+        extra = field(value, "extra", dict) if "extra" in value else {}
         ignore = extra.get("ignore", 0)
         if not isinstance(ignore, (int, float)):
             raise ValueError(f"extra.ignore must be a number, got {ignore!r}")
@@ -101,20 +101,30 @@ def _box(value: Any, number: int) -> tuple[list[float], bool]:
 def _size(value: dict[str, Any]) -> tuple[int, int] | None:
     if "width" not in value and "height" not in value:
         return None
-    width, height = _field(value, "width", int), _field(value, "height", int)
+    width, height = field(value, "width", int), field(value, "height", int)
     if not (0 < width < _LIMIT and 0 < height < _LIMIT):
         raise ValueError(f"no image has width {width} and height {height}")
     return width, height
 
 
-def _field(value: Any, name: str, kind: type) -> Any:
+_NAMES: dict[type | tuple[type, ...], str] = {
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    int: "a whole number",
+    (int, str): "a whole number or a string",
+}
+
+
+def field(value: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+    """The value of key ``name`` of a JSON object; ValueError unless there, and of this kind."""
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {shown(value)}")
     if name not in value:
-        raise ValueError(f"{name!r} is missing")
+        keys = f" (its keys: {', '.join(map(str, list(value)[:10]))})" if value else ""
+        raise ValueError(f"{name!r} is missing{keys}")
     if not isinstance(value[name], kind) or isinstance(value[name], bool):
-        names = {str: "a string", list: "a list", dict: "an object", int: "a whole number"}
-        raise ValueError(f"{name!r} must be {names[kind]}, got {shown(value[name])}")
+        raise ValueError(f"{name!r} must be {_NAMES[kind]}, got {shown(value[name])}")
     return value[name]
 
 

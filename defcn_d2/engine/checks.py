@@ -8,8 +8,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from PIL import ImageMode
 
+from ..data import DatasetError
+from ..data.own_data import SPLITS, check_datasets
 from .datasets import check_classes, check_names
-from .errors import UserError, nearest
+from .errors import UserError, as_user_error, nearest
 from .evaluators import evaluator_type
 from .optimizer import OPTIMIZERS
 
@@ -28,6 +30,8 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     _check_weights(cfg, args)
     if not args.eval_only:
         _check_solver(cfg, args.num_gpus * args.num_machines if torch.cuda.is_available() else 1)
+    with as_user_error(DatasetError, "{}"):  # last, as large files take their time
+        check_datasets(cfg, ["VAL"] if args.eval_only else SPLITS)
 
 
 def _check_machines(args: argparse.Namespace) -> None:
@@ -52,7 +56,11 @@ def _check_data(cfg: CfgNode, eval_only: bool) -> None:
         names = cfg.DATASETS[key]
         check_names(names, f"DATASETS.{key}")
         if not names and (key == "TRAIN" or eval_only):
-            raise UserError(f"DATASETS.{key} names no data set: set it, as \"('shapes_val',)\"")
+            own = f"DATASETS.REGISTER.{'VAL' if key == 'TEST' else key}"
+            raise UserError(
+                f"DATASETS.{key} names no data set: set it, as \"('shapes_val',)\", or give your "
+                f"own data, {own}.ANNOTATIONS and {own}.IMAGES"
+            )
         for name in names:
             check_classes(cfg, name)
     for name in cfg.DATASETS.TEST:

@@ -10,7 +10,8 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_defcn_config
-from .errors import UserError, first_line, nearest
+from ..data import DatasetError, register_datasets
+from .errors import UserError, as_user_error, first_line, nearest
 
 _MISMATCH = re.compile(
     r"Type mismatch \(<class '(?:\w+\.)*(\w+)'> vs\. <class '(?:\w+\.)*(\w+)'>\) "
@@ -20,20 +21,23 @@ _MISMATCH = re.compile(
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The frozen config of a file, changed by ``opts``.
+    """The frozen config of a file, changed by ``opts``; its ``DATASETS.REGISTER`` is registered.
 
     Args:
         config_file: a yaml file; "" for Detectron2's and this project's defaults.
         opts: KEY VALUE pairs, flat, as on a command line.
 
     Raises:
-        UserError: no such file, key or type of value; the message names the nearest valid one.
+        UserError: no such file, key or type of value; the message names the nearest valid one. Or
+            the classes are to be read from a file of ``DATASETS.REGISTER`` that is of no use.
     """
     cfg = get_cfg()
     add_defcn_config(cfg)
     if config_file:
         _merge_file(cfg, config_file)
     _merge_opts(cfg, opts)
+    with as_user_error(DatasetError, "{}"):
+        register_datasets(cfg)
     cfg.freeze()
     return cfg
 
@@ -121,6 +125,8 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
         example = default or repr(default)
         if (expected, found) == ("tuple", "str"):
             example = f"\"('{value}',)\""
+        elif expected == "str":  # a folder such as 2017 is taken for a number
+            example = f"\"'{value}'\""
         article = "an" if expected == "int" else "a"
         return f"{key} is {value!r}, but must be {article} {expected}, such as {example}"
     return text

@@ -1,7 +1,5 @@
 """Data sets by name, with checks that would otherwise fail late or say little."""
 
-import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from json import JSONDecodeError
 from typing import Any
@@ -10,6 +8,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from ..data import datasets_root
+from ..data.files import missing_files
+from ..data.findings import EXAMPLES
+from ..data.own_data import own_data
 from .errors import UserError, as_user_error, nearest
 
 Record = dict[str, Any]
@@ -35,10 +36,7 @@ def load_records(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -> list
         UserError: missing or damaged files, no images, classes that differ from the model's.
     """
     label = " + ".join(repr(name) for name in names)
-    where = (
-        f"data set {label}: {{}}; put it there, or set $DETECTRON2_DATASETS (now "
-        f"{str(datasets_root())!r}) to the folder that holds the data sets"
-    )
+    where = f"data set {label}: {{}}; put it there, or {_remedy(names)}"
     try:
         with (
             as_user_error(JSONDecodeError, f"data set {label}: damaged annotations ({{}})"),
@@ -72,20 +70,25 @@ def check_classes(cfg: CfgNode, name: str) -> None:
         )
 
 
-def _check_images(records: Sequence[Record], where: str) -> None:
-    """Raise ``UserError`` if images are missing.
+def _remedy(names: Sequence[str]) -> str:
+    """What to change where a data set is not where it is expected."""
+    if any(own_data(name) for name in names):
+        return "correct DATASETS.REGISTER"
+    return (
+        f"set $DETECTRON2_DATASETS (now {str(datasets_root())!r}) to the folder that holds the "
+        "data sets"
+    )
 
-    Lists each folder once, which is quick on a network disk, too.
-    """
-    files = [record["file_name"] for record in records if "://" not in record["file_name"]]
-    folders: dict[str, set[str]] = {}
-    for folder in Counter(os.path.dirname(file) for file in files):
-        try:
-            folders[folder] = set(os.listdir(folder or "."))
-        except OSError as error:
-            problem = f"its image folder {folder!r} cannot be read ({error.strerror})"
-            raise UserError(where.replace("{}", problem)) from error
-    missing = [f for f in files if os.path.basename(f) not in folders[os.path.dirname(f)]]
+
+def _check_images(records: Sequence[Record], where: str) -> None:
+    """Raise ``UserError`` if images are missing."""
+    files = [record["file_name"] for record in records]
+    try:
+        missing = missing_files(files)
+    except OSError as error:
+        problem = f"its image folder {error.filename!r} cannot be read ({error.strerror})"
+        raise UserError(where.replace("{}", problem)) from error
     if missing:
-        problem = f"{len(missing)} of {len(files)} images are missing, the first {missing[0]!r}"
+        first = ", ".join(map(repr, missing[:EXAMPLES])) + (", ..." * (len(missing) > EXAMPLES))
+        problem = f"{len(missing)} of {len(files)} images are missing, the first {first}"
         raise UserError(where.replace("{}", problem))

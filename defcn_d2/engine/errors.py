@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils import comm
+from PIL import UnidentifiedImageError
 
 from ..checkpointer import CheckpointError
 from ..data import DatasetError
@@ -60,6 +62,10 @@ def describe(error: BaseException) -> str | None:
     """The sentence for an error that the user can put right; None for any other."""
     if isinstance(error, (UserError, DatasetError, CheckpointError)):
         return str(error)
+    if isinstance(error, (SizeMismatchError, UnidentifiedImageError)):
+        # comes from a process that loads data with its traceback, whose last line it is
+        sentence = (str(error).strip().splitlines() or [""])[-1].removesuffix(".")
+        return f"an image is not what its annotations say: {sentence}; correct or remove it"
     if isinstance(error, FloatingPointError):
         return (
             f"{first_line(error)} Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set "

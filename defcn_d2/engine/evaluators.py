@@ -12,13 +12,19 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
 )
 
+from ..data.own_data import own_data
+from ..evaluation.lvis import let_lvis_run
 from ..evaluation.nms_gap import NMSGapEvaluator
+from ..evaluation.own_data import OwnDataEvaluator
 from .errors import UserError, as_user_error
 
 WITHOUT_NMS, WITH_NMS = "without_nms", "with_nms"
 
 
 def _coco(name: str, folder: str) -> DatasetEvaluator:
+    own = own_data(name)
+    if own is not None:
+        return OwnDataEvaluator(own, folder)
     # The fast implementation needs Detectron2's compiled code; pycocotools is the reference.
     return COCOEvaluator(name, ("bbox",), output_dir=folder, use_fast_impl=False)
 
@@ -35,6 +41,7 @@ def _pascal_voc(name: str, folder: str) -> DatasetEvaluator:
 
 def _lvis(name: str, folder: str) -> DatasetEvaluator:
     with as_user_error(ImportError, f"data set {name!r}: {{}}; pip install lvis"):
+        let_lvis_run()
         return LVISEvaluator(name, output_dir=folder)
 
 

@@ -1,0 +1,19 @@
+"""Whether files are there, asked once a folder, which is quick on a network disk, too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+
+def missing_files(files: Sequence[str]) -> list[str]:
+    """Those of ``files`` that are not there, in order; addresses with :// are taken as there.
+
+    Raises:
+        OSError: a folder cannot be read, or is not there; its ``filename`` is the folder.
+    """
+    files = [file for file in files if "://" not in file]
+    folders = {os.path.dirname(file): set[str]() for file in files}
+    for folder, names in folders.items():
+        names.update(os.listdir(folder or "."))
+    return [file for file in files if os.path.basename(file) not in folders[os.path.dirname(file)]]

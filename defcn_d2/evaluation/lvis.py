@@ -1,0 +1,25 @@
+"""The lvis package beside today's NumPy."""
+
+import importlib
+import types
+from typing import Any
+
+import numpy
+
+
+class _NumPy(types.ModuleType):
+    """NumPy with ``float``, which it has dropped in version 1.24."""
+
+    float = float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(numpy, name)
+
+
+def let_lvis_run() -> None:
+    """Let lvis (0.5.3, the newest) find ``np.float``, without which its evaluation fails.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    importlib.import_module("lvis.eval").np = _NumPy("numpy")  # type: ignore[attr-defined]
