@@ -9,7 +9,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 from helpers import ROOT
 
-from defcn_d2.data import register_shapes
+from defcn_d2.data import register_shapes, register_shapes_crowd
 
 CONFIG = str(ROOT / "configs" / "shapes" / "POTO-3DMF-Aux.yaml")
 TINY_MODEL = [
@@ -37,6 +37,16 @@ def tiny_sets() -> Path:
         register_shapes(f"tiny_{split}", folder.name, split, NUM_IMAGES)
         DatasetCatalog.get(f"tiny_{split}")  # drawn now
     return Path(folder.name)
+
+
+@functools.lru_cache(maxsize=1)
+def tiny_crowd() -> Path:
+    """Register ``tiny_crowd_train`` and ``tiny_crowd_val`` in the folder of ``tiny_sets``."""
+    folder = tiny_sets()
+    for split in ("train", "val"):
+        register_shapes_crowd(f"tiny_crowd_{split}", folder, split, NUM_IMAGES)
+        DatasetCatalog.get(f"tiny_crowd_{split}")
+    return folder
 
 
 _keep_until_exit: list[tempfile.TemporaryDirectory] = []
