@@ -30,6 +30,7 @@ def add_defcn_config(cfg: CN) -> None:
     _add_inference_config(node)
     _add_training_config(cfg)
     _add_data_config(cfg)
+    _add_ema_config(cfg)
 
 
 def _add_head_config(node: CN) -> None:
@@ -142,3 +143,13 @@ def _add_data_config(cfg: CN) -> None:
     node.VAL.IMAGES = ""
     # Names of the classes by ascending category id; [] is set to those of the file.
     node.CLASSES = []
+
+
+def _add_ema_config(cfg: CN) -> None:
+    # Exponential moving average of the weights over the steps: what is evaluated and exported.
+    cfg.MODEL.EMA = CN()
+    cfg.MODEL.EMA.ENABLED = False
+    # Share of the average that a step keeps, in [0, 1): 0.9998 averages about 5,000 steps.
+    cfg.MODEL.EMA.DECAY = 0.9998
+    # The decay grows to DECAY over about this many steps, as DECAY (1 - exp(-steps / WARMUP)).
+    cfg.MODEL.EMA.WARMUP = 2000

@@ -28,6 +28,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     _check_model(cfg)
     _check_channels(cfg)
     _check_weights(cfg, args)
+    _check_ema(cfg)
     if not args.eval_only:
         _check_solver(cfg, args.num_gpus * args.num_machines if torch.cuda.is_available() else 1)
     with as_user_error(DatasetError, "{}"):  # last, as large files take their time
@@ -105,6 +106,19 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
     if path and "://" not in path and not os.path.isfile(path):
         raise UserError(f"MODEL.WEIGHTS {path!r} does not exist; give an existing file")
+
+
+def _check_ema(cfg: CfgNode) -> None:
+    ema = cfg.MODEL.EMA
+    if not 0 <= ema.DECAY < 1:
+        raise UserError(f"MODEL.EMA.DECAY is {ema.DECAY}, but must be at least 0 and below 1")
+    if ema.WARMUP < 0:
+        raise UserError(f"MODEL.EMA.WARMUP is {ema.WARMUP}, but must be 0 or more steps")
+    if ema.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
+        raise UserError(
+            "TEST.PRECISE_BN.ENABLED and MODEL.EMA.ENABLED are both True, but precise statistics "
+            "are those of the live weights, which are not evaluated then; set one of them False"
+        )
 
 
 def _check_solver(cfg: CfgNode, processes: int) -> None:

@@ -22,7 +22,7 @@ class Predictor:
             UserError: the weights cannot be read.
         """
         self.model = Trainer.build_model(cfg).eval()
-        Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        Checkpointer(self.model, averaged=cfg.MODEL.EMA.ENABLED).load(cfg.MODEL.WEIGHTS)
         self.resize = ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST] * 2, max_size=cfg.INPUT.MAX_SIZE_TEST
         )

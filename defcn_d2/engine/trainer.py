@@ -1,6 +1,8 @@
 """Detectron2's default trainer with this project's optimizer, evaluators and checkpoints."""
 
+import contextlib
 import importlib.util
+import logging
 import os
 import weakref
 from collections import OrderedDict
@@ -13,8 +15,11 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
     EventWriter,
@@ -22,6 +27,7 @@ from detectron2.utils.events import (
     TensorboardXWriter,
 )
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -30,6 +36,7 @@ from ..meta_arch import DeFCN
 from .checkpointer import Checkpointer
 from .configuration import value_at_fault
 from .datasets import load_records
+from .ema import EMAUpdate, WeightsEMA
 from .errors import UserError, as_user_error
 from .evaluators import build_evaluator
 from .hooks import TrainingTime
@@ -40,7 +47,35 @@ _SAVES_OPTIMIZER = "state_dict" in vars(DefaultTrainer)
 
 
 class Trainer(DefaultTrainer):
-    """Training and evaluation by a config, as ``train_net.py`` does it."""
+    """Training and evaluation by a config, as ``train_net.py`` does it.
+
+    Attributes:
+        ema: the average of the weights, or None where ``MODEL.EMA`` is not enabled.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        TrainerBase.__init__(self)  # not DefaultTrainer's, which knows CUDA devices only
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        self.ema = WeightsEMA.from_config(cfg, model)
+        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = kind(distributed(model), loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            averaged=cfg.MODEL.EMA.ENABLED,
+            ema=self.ema,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -103,11 +138,17 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, model, evaluators)
 
     def build_hooks(self) -> list[HookBase]:
-        # here, as the hooks take the checkpointer, which DefaultTrainer has just made
-        self.checkpointer = Checkpointer(
-            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
-        return [TrainingTime(), *super().build_hooks()]
+        own: list[HookBase] = [TrainingTime()]
+        if self.ema is not None:  # first: what comes after saves and evaluates, or takes the time
+            own.insert(0, EMAUpdate(self.ema))
+        evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        theirs = [evaluation if type(x) is EvalHook else x for x in super().build_hooks()]
+        return [*own, *theirs]
+
+    def _evaluate(self) -> OrderedDict:
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
         """Terminal, metrics.json, and TensorBoard where it is installed."""
@@ -123,6 +164,8 @@ class Trainer(DefaultTrainer):
     def after_train(self) -> None:
         # a finished run that is resumed makes no step, but counts one
         self.iter: int = min(self.iter, self.max_iter)
+        if self.ema is not None and self.iter == self.max_iter:
+            self.checkpointer.export_averaged()
         super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,6 +178,13 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if not _SAVES_OPTIMIZER:
             self._trainer.load_state_dict(state_dict["_trainer"])
+
+
+def distributed(model: nn.Module) -> nn.Module:
+    """The model in DistributedDataParallel where there are several processes, on any device."""
+    if next(model.parameters()).is_cuda:
+        return create_ddp_model(model, broadcast_buffers=False)
+    return create_ddp_model(model, broadcast_buffers=False, device_ids=None)
 
 
 def end_last_line(path: str) -> None:
