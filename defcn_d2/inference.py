@@ -30,16 +30,16 @@ def find_candidates(
 
     Returns:
         per image ``pred_boxes``, ``scores`` and ``pred_classes``, by level, unlimited in number.
+        Which of several equal scores are among the best of a level is not defined.
     """
-    scores = predictions.cls_logits.float().sigmoid()
-    if predictions.quality_logits is not None and not centerness:
-        scores = scores * predictions.quality_logits.float().sigmoid().unsqueeze(-1)
-    values, locations, classes = _topk_per_level(scores, level_sizes, topk)
+    quality = _quality(predictions)
+    values, locations, classes = _best_per_level(
+        predictions.cls_logits, None if centerness else quality, level_sizes, topk
+    )
     kept = values > score_thresh
     if centerness:
-        assert predictions.quality_logits is not None
-        quality = predictions.quality_logits.float().sigmoid().gather(1, locations)
-        values = (values * quality).sqrt()
+        assert quality is not None
+        values = (values * quality.gather(1, locations)).sqrt()
     results = []
     for i, image_size in enumerate(image_sizes):
         keep = kept[i]
@@ -65,14 +65,9 @@ def find_topk(
 
     Args, returns: as ``find_candidates``.
     """
-    scores = predictions.cls_logits.float().sigmoid()
-    if predictions.quality_logits is not None:
-        scores = scores * predictions.quality_logits.float().sigmoid().unsqueeze(-1)
-        if centerness:
-            scores = scores.sqrt()
-    num_images, num_locations, num_classes = scores.shape
-    values, indices = scores.flatten(1).topk(min(topk, num_locations * num_classes))
-    locations, classes = indices // num_classes, indices % num_classes
+    values, locations, classes = _best_pairs(predictions.cls_logits, _quality(predictions), topk)
+    if centerness:
+        values = values.sqrt()
     boxes = predictions.boxes.float().gather(1, locations[..., None].expand(-1, -1, 4))
     return [
         Instances(
@@ -81,7 +76,7 @@ def find_topk(
             scores=values[i],
             pred_classes=classes[i],
         )
-        for i in range(num_images)
+        for i in range(len(image_sizes))
     ]
 
 
@@ -105,17 +100,61 @@ def keep_best(
     return candidates[order[:max_detections]]
 
 
-def _topk_per_level(
-    scores: Tensor, level_sizes: list[int], topk: int
+def _quality(predictions: Predictions) -> Tensor | None:
+    """(N, R) probability of the quality branch in float32, or None without one."""
+    logits = predictions.quality_logits
+    return None if logits is None else logits.float().sigmoid()
+
+
+def _best_per_level(
+    cls_logits: Tensor, quality: Tensor | None, level_sizes: list[int], topk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values (N, T), locations (N, T) among all, and classes (N, T) of the best of each level."""
-    num_classes = scores.shape[2]
-    values, locations, classes = [], [], []
+    """Scores (N, T), locations (N, T) among all, and classes (N, T) of the best of each level."""
+    found = []
     start = 0
-    for level, size in zip(scores.split(level_sizes, dim=1), level_sizes):
-        value, index = level.flatten(1).topk(min(topk, size))
-        values.append(value)
-        locations.append(index // num_classes + start)
-        classes.append(index % num_classes)
+    for size in level_sizes:
+        values, locations, classes = _best_pairs(
+            cls_logits[:, start : start + size],
+            None if quality is None else quality[:, start : start + size],
+            min(topk, size),
+        )
+        found.append((values, locations + start, classes))
         start += size
-    return torch.cat(values, 1), torch.cat(locations, 1), torch.cat(classes, 1)
+    values, locations, classes = (torch.cat(parts, dim=1) for parts in zip(*found))
+    return values, locations, classes
+
+
+def _best_pairs(
+    cls_logits: Tensor, quality: Tensor | None, topk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of the highest scores sigmoid(cls) * quality, best first.
+
+    The k best pairs lie at the k locations whose best classes score highest: the rest of the
+    locations are looked at once, for that class, whatever their number of pairs with a high score.
+
+    Args:
+        cls_logits: (N, R, K) float.
+        quality: (N, R) float32 in [0, 1], or None.
+        topk: at most; there are no more than R * K.
+
+    Returns:
+        scores in float32, locations and classes, each (N, T).
+    """
+    num_locations, num_classes = cls_logits.shape[1:]
+    candidates = None
+    if topk < num_locations:
+        best = cls_logits.amax(dim=2).float().sigmoid()
+        if quality is not None:
+            best = best * quality
+        candidates = best.topk(topk, sorted=False).indices
+        if quality is not None:
+            quality = quality.gather(1, candidates)
+        cls_logits = cls_logits.gather(1, candidates[..., None].expand(-1, -1, num_classes))
+    scores = cls_logits.float().sigmoid()
+    if quality is not None:
+        scores = scores * quality[..., None]
+    values, pairs = scores.flatten(1).topk(min(topk, num_locations * num_classes))
+    locations, classes = pairs // num_classes, pairs % num_classes
+    if candidates is not None:
+        locations = candidates.gather(1, locations)
+    return values, locations, classes

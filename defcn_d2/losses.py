@@ -38,18 +38,18 @@ def focal_loss(
     Takes the few foreground entries as indices in place of a one-hot target of the logits' size.
 
     Args:
-        logits: (S, K) float, locations by classes.
-        foreground: (2, P) int64, location and class of each foreground entry, each at most once.
-        valid: (S,) bool, False where a location counts for nothing; None: all count.
+        logits: (..., K) float, e.g. images by locations by classes.
+        foreground: (D, P) int64, the D indices of each foreground entry, each at most once.
+        valid: (...,) bool, False where a location counts for nothing; None: all count.
 
     Returns:
         scalar.
     """
-    positive = logits[foreground[0], foreground[1]]
+    positive = logits[tuple(foreground)]
     correction = focal_positive(positive, alpha, gamma) - focal_negative(positive, alpha, gamma)
     background = focal_negative(logits, alpha, gamma)
     if valid is not None:
-        background = background * valid[:, None]
+        background = background * valid[..., None]
     return background.sum() + correction.sum()
 
 

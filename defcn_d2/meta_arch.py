@@ -252,8 +252,13 @@ def build_prior_generator(cfg: CfgNode, strides: list[int]) -> nn.Module:
 
 
 def _flatten(levels: list[Tensor]) -> Tensor:
-    """Per level (N, C, H_l, W_l) to (N, R, C), row-major within a level."""
-    return torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+    """Per level (N, C, H_l, W_l) to (N, R, C), row-major within a level.
+
+    Channels stay where they are in memory, inside or outside: a copy, but no transposition.
+    """
+    if all(x.is_contiguous(memory_format=torch.channels_last) for x in levels):
+        return torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+    return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
 
 
 def _put_scalar(name: str, value: Tensor) -> None:

@@ -143,10 +143,8 @@ class DenseCriterion(SummedCriterion):
         gt_classes: Tensor,
     ) -> Tensor:
         logits = predictions.fused() if self.quality == "filter" else predictions.cls_logits.float()
-        num_priors, num_classes = logits.shape[1:]
-        logits = logits.reshape(-1, num_classes)
-        foreground = torch.stack([images * num_priors + locations, gt_classes])
-        valid = gt_idxs.reshape(-1) != IGNORE
+        foreground = torch.stack([images, locations, gt_classes])
+        valid = gt_idxs != IGNORE
         return focal_loss(logits, foreground, self.focal_alpha, self.focal_gamma, valid)
 
     def _figures(self, gt_idxs: Tensor, gt_instances: list[Instances]) -> dict[str, Tensor]:
