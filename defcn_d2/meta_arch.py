@@ -150,15 +150,16 @@ class DeFCN(nn.Module):
         features = [features[name] for name in self.in_features]
         cls_logits, box_deltas, quality = self.head(features)
         boxes = self.prior_generator(features)
+        # the sizes are shapes, not len(): torch.export keeps those symbolic
         priors = Priors(
             boxes=torch.cat([level.tensor for level in boxes]),
             strides=torch.cat(
                 [
-                    level.tensor.new_full((len(level),), stride)
+                    level.tensor.new_full(level.tensor.shape[:1], stride)
                     for level, stride in zip(boxes, self.head.strides)
                 ]
             ),
-            level_sizes=[len(level) for level in boxes],
+            level_sizes=[level.tensor.shape[0] for level in boxes],
         )
         return priors, Predictions(
             cls_logits=_flatten(cls_logits),
@@ -173,7 +174,7 @@ class DeFCN(nn.Module):
                 return ltrb_to_boxes(deltas.double(), priors.centers.double())
             return ltrb_to_boxes(deltas, priors.centers)
         transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
-        anchors = priors.boxes.repeat(len(deltas), 1)
+        anchors = priors.boxes.repeat(deltas.shape[0], 1)
         return transform.apply_deltas(deltas.reshape(-1, 4), anchors).view_as(deltas)
 
     def losses(
