@@ -160,6 +160,7 @@ class DeFCN(nn.Module):
                 ]
             ),
             level_sizes=[level.tensor.shape[0] for level in boxes],
+            level_shapes=[(level.shape[2], level.shape[3]) for level in features],
         )
         return priors, Predictions(
             cls_logits=_flatten(cls_logits),

@@ -26,16 +26,25 @@ class Priors:
         boxes: (R, 4) float, xyxy in pixels of the padded input.
         strides: (R,) float, stride of the level of each prior in pixels.
         level_sizes: number of priors per level; sums up to R.
+        level_shapes: rows and columns of each level's grid, where cell (i, j) has its center at
+            ((j + 0.5) * stride, (i + 0.5) * stride); None where the priors are no such grid. It
+            lets matchers find the locations of a region without looking at all of them.
     """
 
     boxes: Tensor
     strides: Tensor
     level_sizes: list[int]
+    level_shapes: list[tuple[int, int]] | None = None
 
     @property
     def centers(self) -> Tensor:
         """(R, 2) float, xy in pixels."""
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    @property
+    def level_strides(self) -> Tensor:
+        """(L,) float, stride of each level in pixels."""
+        return torch.stack([level[0] for level in self.strides.split(self.level_sizes)])
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -52,14 +61,16 @@ class Predictions:
         quality_logits: (N, R) float, or None where the head has no such branch: 3D Max
             Filtering's filter, or centerness.
 
-    ``predictions[i]`` is image i: the same fields without N.
+    ``predictions[i]`` is image i: the same fields without N. Other indices go to every field, too:
+    ``predictions[images, locations]`` are those of P pairs, and of one image ``predictions[None]``
+    is a batch.
     """
 
     cls_logits: Tensor
     boxes: Tensor
     quality_logits: Tensor | None = None
 
-    def __getitem__(self, index: int) -> "Predictions":
+    def __getitem__(self, index: int | None | tuple[Tensor, ...]) -> "Predictions":
         quality = self.quality_logits
         return Predictions(
             self.cls_logits[index],

@@ -43,15 +43,20 @@ def tiny_cfg(*opts: object) -> CfgNode:
 
 def make_priors(height: int, width: int, strides: Sequence[int] = STRIDES) -> Priors:
     """One point a cell for an image of this size in pixels; a level has at least one cell."""
-    boxes, per_prior, sizes = [], [], []
+    boxes, per_prior, shapes = [], [], []
     for stride in strides:
         rows, columns = math.ceil(height / stride), math.ceil(width / stride)
         for i in range(rows):
             for j in range(columns):
                 boxes.append([j * stride, i * stride, (j + 1) * stride, (i + 1) * stride])
         per_prior += [float(stride)] * (rows * columns)
-        sizes.append(rows * columns)
-    return Priors(torch.tensor(boxes, dtype=torch.float32), torch.tensor(per_prior), sizes)
+        shapes.append((rows, columns))
+    return Priors(
+        boxes=torch.tensor(boxes, dtype=torch.float32),
+        strides=torch.tensor(per_prior),
+        level_sizes=[rows * columns for rows, columns in shapes],
+        level_shapes=shapes,
+    )
 
 
 def make_instances(

@@ -18,6 +18,7 @@ from slow_matching import (
     locations,
 )
 
+from defcn_d2.box_ops import pairwise_giou
 from defcn_d2.matchers import costs
 from defcn_d2.structures import Predictions
 
@@ -118,7 +119,7 @@ def test_box_costs() -> None:
     generator = torch.Generator().manual_seed(0)
     gt_boxes = random_boxes(40, 60, 4, generator)
     predicted = random_boxes(40, 60, 9, generator)
-    overlap = costs.pairwise_giou(gt_boxes, predicted)
+    overlap = pairwise_giou(gt_boxes, predicted)
     distances = costs.l1_cost(gt_boxes, predicted, image_size=(40, 60))
     for g, a in enumerate(gt_boxes.tolist()):
         for r, b in enumerate(predicted.tolist()):

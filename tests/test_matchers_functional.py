@@ -1,10 +1,12 @@
 """Masks and solvers of matchers against loops and against scipy on the full matrix."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from helpers import make_priors, random_boxes
-from hypothesis import given, settings
+from helpers import make_priors
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from slow_matching import (
@@ -164,36 +166,8 @@ def test_hungarian_is_scipy_on_the_full_matrix(case: tuple[Tensor, Tensor]) -> N
     assert pairs_of(F.hungarian_dense(score, mask)) == slow_pairs(score, mask)
 
 
-@settings(max_examples=300)
-@given(scores_and_masks())
-def test_sparse_solver_reaches_the_same_total(case: tuple[Tensor, Tensor]) -> None:
-    score, mask = case
-    pairs = pairs_of(F._hungarian_sparse(score, mask, unmatched=-1.0))
-    expected = only_allowed(slow_pairs(score, mask), mask)
-    assert all(mask[g, r] for g, r in pairs.items())
-    total = sum(score[g, r].item() + 1 for g, r in pairs.items())
-    assert total == pytest.approx(sum(score[g, r].item() + 1 for g, r in expected.items()))
-    if len(score.unique()) == score.numel():  # distinct, so that there is one optimum
-        assert pairs == expected
-
-
-def test_many_pairs_are_solved_sparsely(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(F, "DENSE_PAIRS", 1000)
-    priors = make_priors(256, 256)
-    gt_boxes = random_boxes(256, 256, 40, torch.Generator().manual_seed(0), min_size=20)
-    mask = F.inside_box(priors, gt_boxes)
-    score = torch.rand(40, len(priors))
-    assert mask.any(dim=0).sum() * 40 > F.DENSE_PAIRS
-    solve, used = F._hungarian_sparse, []
-    monkeypatch.setattr(F, "_hungarian_sparse", lambda *args: used.append(1) or solve(*args))
-    gt_idxs = F.hungarian(score, mask)
-    assert used
-    assert pairs_of(gt_idxs) == only_allowed(slow_pairs(score, mask), mask)
-
-
-@pytest.mark.parametrize("solve", [F.hungarian, lambda *args: F._hungarian_sparse(*args, -1.0)])
-def test_no_candidates(solve) -> None:
-    gt_idxs = solve(torch.rand(3, 7), torch.zeros(3, 7, dtype=torch.bool))
+def test_no_candidates() -> None:
+    gt_idxs = F.hungarian(torch.rand(3, 7), torch.zeros(3, 7, dtype=torch.bool))
     assert gt_idxs.tolist() == [BACKGROUND] * 7
 
 
@@ -204,42 +178,37 @@ def test_more_ground_truths_than_locations() -> None:
         assert len(pairs_of(gt_idxs)) == 4
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dense_pairs", [0, F.DENSE_PAIRS])
-def test_scores_that_are_not_finite_never_match(
-    monkeypatch: pytest.MonkeyPatch, value: float, dense_pairs: int
-) -> None:
-    monkeypatch.setattr(F, "DENSE_PAIRS", dense_pairs)
-    score = torch.tensor([[0.5, value, 0.1], [value, value, value]])
-    gt_idxs = F.hungarian(score, torch.ones(2, 3, dtype=torch.bool))
-    assert gt_idxs.tolist() == [0, BACKGROUND, BACKGROUND]
-    assert len(pairs_of(F.hungarian_dense(score, torch.ones(2, 3, dtype=torch.bool)))) == 2
-
-
-@pytest.mark.parametrize("dense_pairs", [0, F.DENSE_PAIRS])
-@given(case=scores_and_masks(), offset=st.sampled_from([-40.0, 0.0]))
-def test_far_lower_value_of_no_pair_matches_as_many_as_possible(
-    dense_pairs: int, case: tuple[Tensor, Tensor], offset: float
-) -> None:
-    score, mask = case
-    score = score * 10 + offset
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(F, "DENSE_PAIRS", dense_pairs)
-        pairs = pairs_of(F.hungarian(score, mask, unmatched=-1e8))
-    expected = only_allowed(slow_pairs(score.double(), mask, unmatched=-1e8), mask)
-    assert len(pairs) == len(expected)
-    total = sum(score[g, r].item() for g, r in pairs.items())
-    assert total == pytest.approx(sum(score[g, r].item() for g, r in expected.items()), abs=1e-4)
-
-
-def test_far_lower_value_of_no_pair_keeps_the_digits_of_the_scores() -> None:
-    """Beside 1e12 the fifth digit of a score is lost in float64."""
-    score = torch.tensor([[0.1, 0.10001, 0.1]])
-    gt_idxs = F._hungarian_sparse(score, torch.ones(1, 3, dtype=torch.bool), -1e12)
-    assert gt_idxs.tolist() == [BACKGROUND, 0, BACKGROUND]
-
-
 def test_the_only_location_of_two_goes_to_the_higher_score() -> None:
     score = torch.tensor([[0.9, 0.0], [0.8, 0.0]])
     mask = torch.tensor([[True, False], [True, False]])
     assert F.hungarian(score, mask).tolist() == [0, BACKGROUND]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_lose(value: float) -> None:
+    score = torch.tensor([[value, 0.5, 0.1, value], [value] * 4])
+    everything = torch.ones(2, 4, dtype=torch.bool)
+    assert F.topk(score, 1).tolist() == [[False, True, False, False], [True, False, False, False]]
+    assert F.topk(score, 2)[0].tolist() == [False, True, True, False]
+    assert F.topk(score, 3).sum(dim=1).tolist() == [3, 3]
+    assert F.best_gt(score, everything).tolist() == [BACKGROUND, 0, 0, BACKGROUND]
+    assert F.hungarian(score, everything).tolist() == [BACKGROUND, 0, BACKGROUND, BACKGROUND]
+    assert len(pairs_of(F.hungarian_dense(score, everything))) == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@given(num_finite=st.integers(0, 6), num_others=st.integers(0, 3))
+def test_mean_and_deviation_are_those_of_finite_scores(
+    value: float, num_finite: int, num_others: int
+) -> None:
+    assume(num_finite + num_others)
+    finite = torch.rand(1, num_finite, dtype=torch.float64)
+    score = torch.cat([torch.full((1, num_others), value).double(), finite], dim=1)
+    above = F.above_mean_std(score, torch.ones_like(score, dtype=torch.bool))
+    assert not above[:, :num_others].any()
+    if num_finite > 1:
+        threshold = finite.mean() + finite.std()
+        assume((finite - threshold).abs().min() > 1e-12)
+        assert torch.equal(above[:, num_others:], finite >= threshold)
+    else:  # its own mean
+        assert above[:, num_others:].all()

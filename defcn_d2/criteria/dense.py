@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..losses import focal_loss, giou_loss, l1_loss
-from ..matchers import Matcher, build_matcher
+from ..matchers import BatchMatcher, Matcher, build_matcher
 from ..structures import BACKGROUND, IGNORE, Assignment, Predictions, Priors
 from .normalization import LossSum, SummedCriterion
 
@@ -112,6 +112,8 @@ class DenseCriterion(SummedCriterion):
         self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
     ) -> list[Assignment]:
         """The assignment of every image; all background where there is no ground truth."""
+        if isinstance(self.matcher, BatchMatcher):
+            return self.matcher.match_batch(priors, predictions, gt_instances)
         return [
             self.matcher(priors, predictions[i], gt)
             if len(gt)

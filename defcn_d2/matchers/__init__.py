@@ -7,9 +7,9 @@ is imported before the model is built) and its name in ``MODEL.DEFCN.MATCHER.NAM
 import importlib
 import pkgutil
 
-from .registry import MATCHER_REGISTRY, Matcher, build_matcher
+from .registry import MATCHER_REGISTRY, BatchMatcher, Matcher, build_matcher
 
-__all__ = ["MATCHER_REGISTRY", "Matcher", "build_matcher"]
+__all__ = ["MATCHER_REGISTRY", "BatchMatcher", "Matcher", "build_matcher"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

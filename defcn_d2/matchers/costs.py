@@ -1,14 +1,15 @@
 """Scores and costs of pairs of ground truth and location, the terms that matchers add up.
 
-All are (M, R), without an (M, R, K) tensor.
+They are (M, R), without an (M, R, K) tensor, or (P,), of the pairs that are allowed.
 """
 
 import torch
 from torch import Tensor
 
-from ..box_ops import box_area, giou, pairwise_iou
+from ..box_ops import box_area, iou, pairwise_iou
 from ..losses import focal_negative, focal_positive
 from ..structures import Predictions, Priors
+from .pairs import Pairs
 
 
 def class_probability(predictions: Predictions, gt_classes: Tensor, fused: bool) -> Tensor:
@@ -44,8 +45,22 @@ def prediction_quality(
         (M, R) float32 in [0, 1].
     """
     probability = class_probability(predictions, gt_classes, fused)
-    iou = pairwise_iou(gt_boxes, predictions.boxes.float())
-    return probability ** (1 - alpha) * iou**alpha
+    overlap = pairwise_iou(gt_boxes, predictions.boxes.float())
+    return probability.pow_(1 - alpha) * overlap.pow_(alpha)
+
+
+def pair_quality(predictions: Predictions, pairs: Pairs, alpha: float) -> Tensor:
+    """``prediction_quality``, fused, of the pairs alone: (P,) float32 in [0, 1].
+
+    Args:
+        predictions: of all images.
+    """
+    where = (pairs.images, pairs.locations)
+    probability = predictions.cls_logits[where + (pairs.gt_classes,)].float().sigmoid()
+    if predictions.quality_logits is not None:
+        probability *= predictions.quality_logits[where].float().sigmoid()
+    overlap = iou(pairs.gt_boxes, predictions.boxes[where].float())
+    return probability.pow_(1 - alpha) * overlap.pow_(alpha)
 
 
 def nearness(priors: Priors, gt_boxes: Tensor) -> Tensor:
@@ -57,8 +72,9 @@ def nearness(priors: Priors, gt_boxes: Tensor) -> Tensor:
     Returns:
         (M, R), at most 0.
     """
-    gt_centers = (gt_boxes[:, None, :2] + gt_boxes[:, None, 2:]) / 2
-    return -(priors.centers - gt_centers).pow(2).sum(dim=-1).sqrt()
+    x, y = priors.centers.unbind(dim=1)
+    gt_x, gt_y = ((gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2)[:, :, None].unbind(dim=1)
+    return ((x - gt_x).square_() + (y - gt_y).square_()).sqrt_().neg_()
 
 
 def smallness(priors: Priors, gt_boxes: Tensor) -> Tensor:
@@ -84,6 +100,22 @@ def focal_cost(logits: Tensor, gt_classes: Tensor, alpha: float, gamma: float) -
     return (background.sum(dim=1, keepdim=True) + (foreground - background)[:, gt_classes]).t()
 
 
+def pair_focal_cost(predictions: Predictions, pairs: Pairs, alpha: float, gamma: float) -> Tensor:
+    """``focal_cost`` of the fused logits, of the pairs alone: (P,) float32, non-negative.
+
+    Args:
+        predictions: of all images.
+    """
+    index: tuple[Tensor, ...] = (pairs.images, pairs.locations)
+    if len(pairs.images) < predictions.boxes.shape[:2].numel():
+        predictions = predictions[index]
+        index = (torch.arange(len(pairs.images), device=pairs.images.device),)
+    logits = predictions.fused()
+    background = focal_negative(logits, alpha, gamma).sum(dim=-1)[index]
+    own = logits[index + (pairs.gt_classes,)]
+    return background + (focal_positive(own, alpha, gamma) - focal_negative(own, alpha, gamma))
+
+
 def focal_difference_cost(probability: Tensor, alpha: float, gamma: float) -> Tensor:
     """What the focal loss gains by a location's turning foreground (arXiv 2012.05780, eq. 2).
 
@@ -96,11 +128,6 @@ def focal_difference_cost(probability: Tensor, alpha: float, gamma: float) -> Te
     foreground = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
     background = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
     return foreground - background
-
-
-def pairwise_giou(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
-    """GIoU of every box of (M, 4) with every box of (R, 4): (M, R) in [-1, 1]."""
-    return giou(gt_boxes[:, None], boxes.float()[None])
 
 
 def l1_cost(gt_boxes: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

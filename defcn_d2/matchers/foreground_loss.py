@@ -3,17 +3,19 @@
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 
+from ..box_ops import giou, pairwise_giou
 from ..structures import Assignment, Predictions, Priors
 from . import functional as F
-from .costs import focal_cost, pairwise_giou
-from .registry import MATCHER_REGISTRY
+from .costs import focal_cost, pair_focal_cost
+from .pairs import center_pairs, hungarian_pairs
+from .registry import MATCHER_REGISTRY, BatchMatcher
 
 # Score of a pair that is not allowed, of the original release: one pair more is worth any cost.
 NOT_ALLOWED = -1e8
 
 
 @MATCHER_REGISTRY.register()
-class ForegroundLoss:
+class ForegroundLoss(BatchMatcher):
     """One location per ground truth, the assignment of the lowest total loss.
 
     The loss of a pair is the focal loss over all classes and a multiple of the GIoU loss. Only
@@ -56,10 +58,22 @@ class ForegroundLoss:
             "keep_unreachable": cfg.KEEP_UNREACHABLE,
         }
 
-    def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
+    def match_batch(
+        self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
+    ) -> list[Assignment]:
+        if self.keep_unreachable:
+            return [
+                self._match_dense(priors, predictions[i], gt) for i, gt in enumerate(gt_instances)
+            ]
+        pairs = center_pairs(priors, gt_instances, self.radius)
+        boxes = predictions.boxes[pairs.images, pairs.locations].float()
+        cost = pair_focal_cost(predictions, pairs, self.focal_alpha, self.focal_gamma)
+        cost = cost + self.giou_weight * (1 - giou(pairs.gt_boxes, boxes))
+        return hungarian_pairs(pairs, -cost, NOT_ALLOWED)
+
+    def _match_dense(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor
         cost = focal_cost(predictions.fused(), gt.gt_classes, self.focal_alpha, self.focal_gamma)
-        cost = cost + self.giou_weight * (1 - pairwise_giou(gt_boxes, predictions.boxes))
+        cost = cost + self.giou_weight * (1 - pairwise_giou(gt_boxes, predictions.boxes.float()))
         allowed = F.inside_center(priors, gt_boxes, self.radius)
-        solve = F.hungarian_dense if self.keep_unreachable else F.hungarian
-        return Assignment(solve(-cost, allowed, NOT_ALLOWED))
+        return Assignment(F.hungarian_dense(-cost, allowed, NOT_ALLOWED))

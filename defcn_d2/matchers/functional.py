@@ -7,15 +7,11 @@ masks and the two ways to resolve. All are pure functions without gradient.
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from ..box_ops import EPS, pairwise_ltrb
+from ..box_ops import EPS
 from ..structures import BACKGROUND, Priors
-
-# Matrices of more entries are solved sparsely, which is faster there.
-DENSE_PAIRS = 2**18
+from .solvers import solve
 
 
 def inside_box(priors: Priors, gt_boxes: Tensor) -> Tensor:
@@ -27,34 +23,50 @@ def inside_box(priors: Priors, gt_boxes: Tensor) -> Tensor:
     Returns:
         (M, R) bool.
     """
-    return pairwise_ltrb(priors.centers, gt_boxes).amin(dim=-1) > 0
+    return inside_center(priors, gt_boxes, radius=0)
 
 
 def inside_center(priors: Priors, gt_boxes: Tensor, radius: float) -> Tensor:
     """Pairs whose location lies strictly inside the central region of the box.
 
-    The region is a square of side 2 * radius * stride around the box's centre, clipped to the
-    box (arXiv 1904.01355v4, section 3.3 "center sampling"; the prior of POTO).
-
     Args:
         gt_boxes: (M, 4) xyxy.
-        radius: in strides of the location's own level; 0 means the whole box.
+        radius: see ``center_region``.
 
     Returns:
         (M, R) bool.
     """
-    if radius == 0:
-        return inside_box(priors, gt_boxes)
-    gt_centers = (gt_boxes[:, None, :2] + gt_boxes[:, None, 2:]) / 2
-    reach = (priors.strides * radius)[:, None]
-    regions = torch.cat(
+    low, high = center_region(gt_boxes, priors.level_strides, radius)
+    levels = priors.centers.split(priors.level_sizes)
+    return torch.cat(
         [
-            torch.maximum(gt_centers - reach, gt_boxes[:, None, :2]),
-            torch.minimum(gt_centers + reach, gt_boxes[:, None, 2:]),
+            ((centers > low[:, [level]]) & (centers < high[:, [level]])).all(dim=-1)
+            for level, centers in enumerate(levels)
         ],
-        dim=-1,
+        dim=1,
     )
-    return pairwise_ltrb(priors.centers, regions).amin(dim=-1) > 0
+
+
+def center_region(gt_boxes: Tensor, level_strides: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """The central region of every box, on every level.
+
+    It is a square of side 2 * radius * stride around the box's centre, clipped to the box
+    (arXiv 1904.01355v4, section 3.3 "center sampling"; the prior of POTO).
+
+    Args:
+        gt_boxes: (M, 4) xyxy.
+        level_strides: (L,) in pixels.
+        radius: in strides of the location's own level; 0 means the whole box.
+
+    Returns:
+        the upper left and the lower right corners, both (M, L, 2) xy.
+    """
+    low, high = gt_boxes[:, None, :2], gt_boxes[:, None, 2:]
+    if radius:
+        centers, reach = (low + high) / 2, (level_strides * radius)[:, None]
+        return torch.maximum(centers - reach, low), torch.minimum(centers + reach, high)
+    shape = (len(gt_boxes), len(level_strides), 2)
+    return low.expand(shape), high.expand(shape)
 
 
 def inside_size_range(
@@ -78,13 +90,13 @@ def inside_size_range(
             f"MATCHER.SIZE_RANGES has {len(size_ranges)} ranges for {len(priors.level_sizes)} "
             "levels; give one range for each of MODEL.DEFCN.IN_FEATURES"
         )
-    longest = pairwise_ltrb(priors.centers, gt_boxes).amax(dim=-1)
-    suits = [
-        (level >= low) & (level <= high)
-        for level, (low, high) in zip(
-            longest.split(priors.level_sizes, dim=1), size_ranges, strict=True
-        )
-    ]
+    suits = []
+    left, top, right, bottom = gt_boxes[:, :, None].unbind(dim=1)
+    for centers, (low, high) in zip(priors.centers.split(priors.level_sizes), size_ranges):
+        x, y = centers.unbind(dim=1)
+        longest = torch.maximum(x - left, right - x)
+        longest = torch.maximum(longest, torch.maximum(y - top, bottom - y))
+        suits.append((longest >= low) & (longest <= high))
     return torch.cat(suits, dim=1)
 
 
@@ -92,11 +104,13 @@ def topk(score: Tensor, k: int) -> Tensor:
     """The k best priors of each ground truth (all, where there are fewer).
 
     Args:
-        score: (M, R) float; with k = 1 ties go to the first prior, else to any.
+        score: (M, R) float; with k = 1 ties go to the first prior, else to any. NaN and infinity
+            come after all finite ones.
 
     Returns:
         (M, R) bool with min(k, R) pairs a row.
     """
+    score = score.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     if k == 1:
         best = score.argmax(dim=1, keepdim=True)
     else:
@@ -118,23 +132,26 @@ def topk_per_level(score: Tensor, k: int, level_sizes: list[int]) -> Tensor:
 
 
 def above_mean_std(score: Tensor, candidates: Tensor) -> Tensor:
-    """Pairs that score at least mean + standard deviation of their ground truth's candidates.
-
-    The adaptive threshold of ATSS (arXiv 1912.02424, section 3.2), with the unbiased deviation;
-    a single candidate has deviation 0.
+    """Pairs of at least the candidates' mean + standard deviation (arXiv 1912.02424, section 3.2).
 
     Args:
-        score: (M, R) float.
-        candidates: (M, R) bool with equally many, at least one, in each row.
+        score: (M, R) float; NaN and infinity count for nothing and are below every threshold.
+        candidates: (M, R) bool, the same number, at least 1, in each row.
 
     Returns:
         (M, R) bool; not restricted to the candidates.
     """
     values = score[candidates].view(len(score), -1)
-    threshold = values.mean(dim=1, keepdim=True)
+    finite = values.isfinite()
+    count = finite.sum(dim=1, keepdim=True)
+    mean = values.masked_fill(~finite, 0).sum(dim=1, keepdim=True) / count.clamp(min=1)
+    threshold = mean
     if values.shape[1] > 1:
-        threshold = threshold + values.std(dim=1, keepdim=True)
-    return score >= threshold
+        # The others add nothing to the squared deviations, only to the number of values.
+        std = torch.where(finite, values, mean).std(dim=1, keepdim=True)
+        std = std * ((values.shape[1] - 1) / (count - 1).clamp(min=1)).sqrt()
+        threshold = mean + std.masked_fill(count < 2, 0)
+    return (score >= threshold) & score.isfinite()
 
 
 def centerness(priors: Priors, gt_boxes: Tensor, gt_idxs: Tensor) -> Tensor:
@@ -162,12 +179,13 @@ def best_gt(score: Tensor, mask: Tensor) -> Tensor:
     """Give every prior the allowed ground truth of highest score, if it has any.
 
     Args:
-        score: (M, R) float, M >= 1; ties go to the first ground truth.
+        score: (M, R) float, M >= 1; ties go to the first ground truth. NaN and infinity never win.
         mask: (M, R) bool, the allowed pairs.
 
     Returns:
         (R,) int64, index of the ground truth or ``BACKGROUND``.
     """
+    mask = mask & score.isfinite()
     gt_idxs = score.masked_fill(~mask, -torch.inf).argmax(dim=0)
     return torch.where(mask.any(dim=0), gt_idxs, BACKGROUND)
 
@@ -175,56 +193,20 @@ def best_gt(score: Tensor, mask: Tensor) -> Tensor:
 def hungarian(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Tensor:
     """One-to-one matching of the highest total score over the allowed pairs.
 
-    Equals ``scipy.optimize.linear_sum_assignment`` on the full matrix with ``unmatched`` at the
-    pairs that are not allowed, less those pairs: a ground truth without a location left stays
-    unmatched. Up to ``DENSE_PAIRS`` that holds for ties, too: before training, when predicted boxes
-    are empty, all scores may be 0.
-
     Args:
         score: (M, R) float. NaN and infinity are never matched.
         mask: (M, R) bool, the allowed pairs.
-        unmatched: below all scores; what a ground truth that stays unmatched adds to the total.
-            Far below them, as many as possible are matched, whatever the scores.
+        unmatched: see ``solvers.solve``, which says which of several best ones is taken.
 
     Returns:
         (R,) int64, index of the ground truth or ``BACKGROUND``.
     """
-    mask = mask & score.isfinite()
-    columns = _deciding_columns(mask)
-    if len(score) * len(columns) > DENSE_PAIRS:
-        return _hungarian_sparse(score, mask, unmatched)
-    dense = score[:, columns].masked_fill(~mask[:, columns], unmatched).cpu().numpy()
-    gts, matched = linear_sum_assignment(dense, maximize=True)
-    real = dense[gts, matched] > unmatched
-    return _to_gt_idxs(gts[real], columns.cpu().numpy()[matched[real]], score)
-
-
-def _deciding_columns(mask: Tensor) -> Tensor:
-    """Indices of the priors that can change what ``linear_sum_assignment`` returns, ascending.
-
-    Those that any ground truth may take; and the first M + 1, of which at least one is always free
-    for a ground truth without a location: ties go to the lowest index, and what the solver moves
-    about in its list of columns are the first M at most.
-    """
-    used = mask.any(dim=0)
-    used[: len(mask) + 1] = True
-    return torch.nonzero(used).squeeze(1)
-
-
-def _hungarian_sparse(score: Tensor, mask: Tensor, unmatched: float) -> Tensor:
-    """``hungarian`` in time and memory that grow with the allowed pairs alone."""
-    num_gts, num_priors = score.shape
     gts, priors = torch.nonzero(mask, as_tuple=True)
     # One transfer: indices are exact in float64, float32 scores too.
-    pairs = torch.stack([gts.double(), priors.double(), score[gts, priors].double()]).cpu().numpy()
-    matched_gts, matched_priors = _max_weight_matching(
-        pairs[0].astype(np.int64),
-        pairs[1].astype(np.int64),
-        _above_unmatched(pairs[2], unmatched, num_gts),
-        num_gts,
-        num_priors,
-    )
-    return _to_gt_idxs(matched_gts, matched_priors, score)
+    pairs = torch.stack([gts.double(), priors.double(), score[gts, priors].double()])
+    gt_idxs, locations, scores = pairs.cpu().numpy()
+    matched = solve(gt_idxs, locations, scores, len(score), score.shape[1], unmatched)
+    return _to_gt_idxs(matched, score)
 
 
 def hungarian_dense(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Tensor:
@@ -233,48 +215,12 @@ def hungarian_dense(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Ten
     What the original release does: which one, ``linear_sum_assignment`` decides.
     """
     dense = score.masked_fill(~mask | ~score.isfinite(), unmatched).cpu().numpy()
-    matched_gts, matched_priors = linear_sum_assignment(dense, maximize=True)
-    return _to_gt_idxs(matched_gts, matched_priors, score)
+    return _to_gt_idxs(linear_sum_assignment(dense, maximize=True), score)
 
 
-def _above_unmatched(scores: np.ndarray, unmatched: float, num_gts: int) -> np.ndarray:
-    """Weights (P,) of pairs from their scores, 0 being worth as much as no pair.
-
-    One more pair is worth at most num_gts times the range of the scores, so that a lower
-    ``unmatched`` changes nothing: not following it there keeps the digits of the scores.
-    """
-    if len(scores) == 0:
-        return scores
-    low, high = scores.min(), scores.max()
-    return scores - max(unmatched, low - num_gts * (high - low) - 1)
-
-
-def _max_weight_matching(
-    rows: np.ndarray, cols: np.ndarray, weights: np.ndarray, num_rows: int, num_cols: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Matching of the highest total weight of a sparse bipartite graph; none of weight < 0.
-
-    Each row gets a private dummy column of weight 0, so that a full matching always exists; the
-    solver takes a stored zero for a missing edge, hence all weights are raised by 1.
-    """
-    if len(rows) == 0:
-        return rows, cols
-    used, cols = np.unique(cols, return_inverse=True)
-    dummies = np.arange(num_rows)
-    graph = csr_matrix(
-        (
-            np.concatenate([weights + 1, np.ones(num_rows)]),
-            (np.concatenate([rows, dummies]), np.concatenate([cols, len(used) + dummies])),
-        ),
-        shape=(num_rows, len(used) + num_rows),
-    )
-    matched_rows, matched_cols = min_weight_full_bipartite_matching(graph, maximize=True)
-    real = matched_cols < len(used)
-    return matched_rows[real], used[matched_cols[real]]
-
-
-def _to_gt_idxs(matched_gts: np.ndarray, matched_priors: np.ndarray, like: Tensor) -> Tensor:
-    """(R,) int64 on the device of the scores ``like`` (M, R)."""
-    gt_idxs = torch.full((like.shape[1],), BACKGROUND, dtype=torch.int64)
-    gt_idxs[torch.from_numpy(matched_priors)] = torch.from_numpy(matched_gts).long()
+def _to_gt_idxs(matched: tuple[np.ndarray, np.ndarray], like: Tensor) -> Tensor:
+    """(R,) int64 on the device of the scores ``like`` (M, R), from ground truths and priors."""
+    gts, priors = (torch.from_numpy(idxs) for idxs in matched)
+    gt_idxs = torch.full((like.shape[1],), BACKGROUND)
+    gt_idxs[priors] = gts
     return gt_idxs.to(like.device)

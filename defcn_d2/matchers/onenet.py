@@ -3,9 +3,10 @@
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 
+from ..box_ops import pairwise_giou
 from ..structures import Assignment, Predictions, Priors
 from . import functional as F
-from .costs import class_probability, focal_difference_cost, l1_cost, pairwise_giou
+from .costs import class_probability, focal_difference_cost, l1_cost
 from .registry import MATCHER_REGISTRY
 
 
@@ -49,7 +50,7 @@ class OneNet:
         }
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
-        gt_boxes, boxes = gt.gt_boxes.tensor, predictions.boxes
+        gt_boxes, boxes = gt.gt_boxes.tensor, predictions.boxes.float()
         probability = class_probability(predictions, gt.gt_classes, fused=True)
         cost = (
             self.cls_weight * focal_difference_cost(probability, self.focal_alpha, self.focal_gamma)

@@ -5,12 +5,13 @@ from detectron2.structures import Instances
 
 from ..structures import Assignment, Predictions, Priors
 from . import functional as F
-from .costs import prediction_quality
-from .registry import MATCHER_REGISTRY
+from .costs import pair_quality, prediction_quality
+from .pairs import argmax_pairs, center_pairs, hungarian_pairs
+from .registry import MATCHER_REGISTRY, BatchMatcher
 
 
 @MATCHER_REGISTRY.register()
-class POTO:
+class POTO(BatchMatcher):
     """One location per ground truth, chosen by the predictions themselves.
 
     Among the locations in the central region of a box, the one-to-one assignment of the highest
@@ -56,12 +57,20 @@ class POTO:
             "keep_unreachable": cfg.KEEP_UNREACHABLE,
         }
 
-    def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
-        gt_boxes = gt.gt_boxes.tensor
-        quality = prediction_quality(predictions, gt_boxes, gt.gt_classes, self.alpha, fused=True)
-        allowed = F.inside_center(priors, gt_boxes, self.radius)
-        if self.solver == "argmax":
-            best = F.topk(quality.masked_fill(~allowed, -1), k=1)
-            return Assignment(F.best_gt(quality, allowed & best))
-        solve = F.hungarian_dense if self.keep_unreachable else F.hungarian
-        return Assignment(solve(quality, allowed))
+    def match_batch(
+        self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
+    ) -> list[Assignment]:
+        if self.keep_unreachable and self.solver == "hungarian":
+            return [
+                self._match_dense(priors, predictions[i], gt) for i, gt in enumerate(gt_instances)
+            ]
+        pairs = center_pairs(priors, gt_instances, self.radius)
+        quality = pair_quality(predictions, pairs, self.alpha)
+        resolve = argmax_pairs if self.solver == "argmax" else hungarian_pairs
+        return resolve(pairs, quality)
+
+    def _match_dense(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
+        boxes, classes = gt.gt_boxes.tensor, gt.gt_classes
+        quality = prediction_quality(predictions, boxes, classes, self.alpha, fused=True)
+        allowed = F.inside_center(priors, boxes, self.radius)
+        return Assignment(F.hungarian_dense(quality, allowed))

@@ -19,6 +19,9 @@ A registered class is built by ``from_config(cfg)`` from its own config node (th
     matcher(priors: Priors, predictions: Predictions, gt: Instances) -> Assignment
 
 with the predictions of that image and M >= 1 ground truths (``gt_boxes``, ``gt_classes``).
+
+A matcher that gains by seeing all images of a batch at once derives from ``BatchMatcher``, whose
+``match_batch`` is called in its place.
 """
 
 
@@ -26,6 +29,26 @@ class Matcher(Protocol):
     """What a criterion expects of a matcher; see ``MATCHER_REGISTRY``."""
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment: ...
+
+
+class BatchMatcher:
+    """Base of matchers that work on a whole batch; one image is a batch of one."""
+
+    def match_batch(
+        self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
+    ) -> list[Assignment]:
+        """
+        Args:
+            predictions: of all N images.
+            gt_instances: N with M >= 0 ground truths each.
+
+        Returns:
+            N assignments; all background where there is no ground truth.
+        """
+        raise NotImplementedError
+
+    def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
+        return self.match_batch(priors, predictions[None], [gt])[0]
 
 
 def build_matcher(cfg: CfgNode, key: str = "MODEL.DEFCN.MATCHER") -> Matcher:
