@@ -2,10 +2,11 @@
 
 The CPU part is built wherever there are a C++ compiler and PyTorch >= 2.10, the CUDA part where
 that PyTorch is a CUDA build and nvcc is found. What cannot be built is left out: the package works
-without (defcn_d2/ops/library.py) and says what failed.
+without (defcn_d2/ops/library.py) and says what failed. A wheel holds configs/, too.
 
-Environment: FORCE_CUDA=1 makes a missing CUDA part an error, FORCE_CUDA=0 leaves it out;
-TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, CFLAGS, LDFLAGS as in any PyTorch extension.
+Environment: BUILD_OPS=0 compiles nothing, for a wheel of pure Python; FORCE_CUDA=1 makes a missing
+CUDA part an error, FORCE_CUDA=0 leaves it out; TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, CFLAGS,
+LDFLAGS as in any PyTorch extension.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = Path("defcn_d2/csrc")
@@ -31,6 +33,22 @@ CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=o
 CXX_FLAGS += ["-fno-trapping-math", "-fno-math-errno"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr", "-DUSE_CUDA"]
 WINDOWS_FLAGS = ["/O2", "/std:c++17", "/fp:precise"]
+
+
+class BuildWithConfigs(build_py):
+    """Copies configs/ into the package; an editable install uses the checkout's own."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "defcn_d2" / "configs"
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        shutil.copytree(ROOT / "configs", target, ignore=_all_but_yaml)
+
+
+def _all_but_yaml(folder: str, names: list[str]) -> list[str]:
+    return [n for n in names if not n.endswith(".yaml") and not (Path(folder) / n).is_dir()]
 
 
 def import_torch() -> Any:
@@ -218,6 +236,8 @@ def tell(message: str) -> None:
 
 def build_arguments() -> dict[str, Any]:
     """Arguments for setup() that build the operators; none without a PyTorch to build for."""
+    if os.environ.get("BUILD_OPS") == "0":
+        return {}
     torch = import_torch()
     if torch is None:
         tell("PyTorch is not installed here: installing without compiled operators")
@@ -234,4 +254,8 @@ def build_arguments() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    setup(exclude_package_data={"": ["*.cpp", "*.h", "*.cu", "*.cuh"]}, **build_arguments())
+    arguments = build_arguments()
+    arguments.setdefault("cmdclass", {})["build_py"] = BuildWithConfigs
+    setup(
+        exclude_package_data={"": ["*.cpp", "*.h", "*.cu", "*.cuh", "*.clang-format"]}, **arguments
+    )

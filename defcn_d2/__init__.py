@@ -5,6 +5,8 @@ data that ``DATASETS.REGISTER`` in them names. Importing this package registers 
 meta-architecture ``DeFCN``, its backbones, matchers and the built-in data sets.
 """
 
+from typing import TYPE_CHECKING, Any
+
 try:
     import detectron2  # noqa: F401
 except ModuleNotFoundError as error:
@@ -18,18 +20,34 @@ from . import data  # noqa: F401  (registers the built-in data sets)
 from .backbone import build_defcn_narrow_fpn_backbone, build_defcn_resnet_fpn_backbone
 from .checkpoint import convert_cvpods_state_dict
 from .config import add_defcn_config
+from .config_files import config_names, get_config
 from .data import register_datasets
 from .matchers import MATCHER_REGISTRY
 from .meta_arch import DeFCN
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MATCHER_REGISTRY",
     "DeFCN",
+    "Predictor",
     "add_defcn_config",
     "build_defcn_narrow_fpn_backbone",
     "build_defcn_resnet_fpn_backbone",
+    "config_names",
     "convert_cvpods_state_dict",
+    "get_config",
     "register_datasets",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``Predictor``, which is imported when it is asked for: it needs much of Detectron2."""
+    if name == "Predictor":
+        from .predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

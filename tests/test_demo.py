@@ -1,6 +1,10 @@
 """``demo/demo.py`` on images, folders, patterns and videos; with good and with broken files."""
 
+import json
 import os
+import queue
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +13,25 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from helpers import ROOT
-from tiny_data import CONFIG, TINY_MODEL
+from pycocotools.coco import COCO
+from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 from torch import nn
 
-from defcn_d2.demo import command_line, run
+import defcn_d2
+from defcn_d2.demo import command_line, parallel, run
 from defcn_d2.demo.files import find_images, output_files
-from defcn_d2.demo.video import VideoWriter, output_file
+from defcn_d2.demo.parallel import Workers, one_by_one
+from defcn_d2.demo.results import Results, image_ids
+from defcn_d2.demo.video import Frames, VideoWriter, output_file
 from defcn_d2.demo.window import Window
 from defcn_d2.engine import Predictor, UserError, load_config
 from defcn_d2.engine.predictor import metadata_of
+
+FEW = ["TEST.DETECTIONS_PER_IMAGE", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +53,8 @@ def picture(path: Path, height: int = 60, width: int = 90) -> Path:
 
 
 def demo(weights: str, *arguments: object) -> int:
-    few = ["TEST.DETECTIONS_PER_IMAGE", "5"]
-    opts = ["--opts", *TINY_MODEL, *few, "MODEL.WEIGHTS", weights]
+    tiny_sets()
+    opts = ["--opts", *TINY_MODEL, *TINY_SETS, *FEW, "MODEL.WEIGHTS", weights]
     threshold = ["--confidence-threshold", "0.001"]
     return run(["--config-file", CONFIG, *threshold, *map(str, arguments), *opts])
 
@@ -92,7 +104,10 @@ def test_missing_file(weights, tmp_path, capsys):
         (["--input", "a.jpg", "--confidence-threshold", "2"], "--confidence-threshold is 2.0"),
         (["--video-input", "no.mp4"], "--video-input 'no.mp4' does not exist"),
         (["--video-input", "text.mp4"], "--video-input 'text.mp4' cannot be read by OpenCV"),
-        (["--webcam"], "--webcam: there is no camera"),
+        (["--webcam"], "--webcam: there is no camera 0 that"),
+        (["--webcam", "70"], "--webcam: there is no camera 70 that"),
+        (["--input", "a.jpg", "--json", "."], "--json '.' is a folder"),
+        (["--input", "a.jpg", "--json", "text.mp4/x.json"], "--json: cannot make the folder"),
         (["--input", "a.jpg", "--output", "text.mp4"], "--output: cannot make the folder"),
     ],
 )
@@ -101,7 +116,9 @@ def test_mistakes(weights, tmp_path, monkeypatch, capsys, arguments, sentence):
     Path("text.mp4").write_text("no video")
     capture = cv2.VideoCapture
     monkeypatch.setattr(  # whether this machine has a camera or not
-        cv2, "VideoCapture", lambda source: capture("nothing" if source == 0 else source)
+        cv2,
+        "VideoCapture",
+        lambda source: capture("nothing" if isinstance(source, int) else source),
     )
     output = [] if "--output" in arguments else ["--output", "out"]
     assert demo(weights, *arguments, *output) == 1
@@ -152,11 +169,10 @@ def test_window_shows_until_escape(weights, tmp_path, monkeypatch):
 @pytest.fixture
 def video(tmp_path) -> Path:
     """Five frames of noise."""
-    writer = VideoWriter(tmp_path / "in.avi", 10.0, (48, 64))
     rng = np.random.default_rng(0)
-    for _ in range(5):
-        writer.write(rng.integers(256, size=(48, 64, 3), dtype=np.uint8))
-    writer.close()
+    with VideoWriter(tmp_path / "in.avi", 10.0, (48, 64)) as writer:
+        for _ in range(5):
+            writer.write(rng.integers(256, size=(48, 64, 3), dtype=np.uint8))
     return tmp_path / "in.avi"
 
 
@@ -170,7 +186,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
         frames.append(frame)
 
 
-@pytest.mark.parametrize("output", ["out", "out.mp4", "out.avi", "new/out.mkv"])
+@pytest.mark.parametrize("output", ["out", "out.mp4", "out.avi", "new/out.mkv", "out.webm"])
 def test_video(weights, video, tmp_path, capsys, output):
     assert demo(weights, "--video-input", video, "--output", tmp_path / output) == 0
     target = tmp_path / output
@@ -179,6 +195,7 @@ def test_video(weights, video, tmp_path, capsys, output):
     frames = frames_of(target)
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 5
     assert os.listdir(target.parent).count(f"{target.stem}.part{target.suffix}") == 0
+    assert re.search(rf"5 frames in .* s \(.* frames/s\), see {target}", capsys.readouterr().out)
 
 
 def test_video_in_a_window(weights, video, monkeypatch):
@@ -218,6 +235,148 @@ def test_webcam_is_recorded_until_it_is_interrupted(weights, video, tmp_path, mo
     assert demo(weights, "--webcam", "--output", tmp_path / "out") == 0
     monkeypatch.undo()
     assert len(frames_of(tmp_path / "out" / "webcam.mp4")) == 3
+
+
+def test_frames_are_in_order_and_each_has_its_detections(video, tmp_path):
+    """Also where the source has a broken frame among good ones, and changes its size."""
+    good = [np.full((8, 12, 3), 20 * i, np.uint8) for i in range(3)]
+    reads = [good[0], None, good[1], np.full((4, 6, 3), 40, np.uint8), None, None]
+
+    class Source:
+        def get(self, what):
+            return {cv2.CAP_PROP_FRAME_COUNT: 4.0, cv2.CAP_PROP_FPS: 10.0}[what]
+
+        def read(self):
+            frame = reads.pop(0)
+            return frame is not None, frame
+
+    frames = Frames(Source(), "x.avi")
+    assert [int(frame[0, 0, 0]) for frame in frames] == [0, 20, 40]
+    assert frames.expected == 4 and frames.rate == 10.0
+
+
+def test_a_video_that_is_cut_off(weights, video, tmp_path, capsys):
+    (tmp_path / "cut.avi").write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    out = tmp_path / "out.avi"
+    assert demo(weights, "--video-input", tmp_path / "cut.avi", "--output", out) == 1
+    assert "of 5 frames of '" in capsys.readouterr().err
+    assert 1 <= len(frames_of(out)) < 5
+
+
+def test_a_camera_that_ends(capsys):
+    class Camera:
+        def get(self, what):
+            return 0.0
+
+        def read(self):
+            return False, None
+
+    frames = Frames(Camera(), 1)
+    assert list(frames) == []
+    frames.tell_end()
+    assert capsys.readouterr().err == "camera 1 gives no more pictures after 0\n"
+
+
+def test_a_failure_leaves_no_half_video(weights, video, tmp_path, monkeypatch):
+    def fail(self, frame):
+        raise UserError("disk full")
+
+    monkeypatch.setattr(VideoWriter, "write", fail)
+    assert demo(weights, "--video-input", video, "--output", tmp_path / "out" / "x.avi") == 1
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_json_of_images_is_what_coco_reads(weights, tmp_path, capsys):
+    """Boxes are x, y, width, height of the image; categories those of the annotation file."""
+    for name in ("000000000139.png", "000000000007.png"):
+        picture(tmp_path / "in" / name)
+    target = tmp_path / "new" / "found.json"
+    assert demo(weights, "--input", tmp_path / "in", "--json", target) == 0
+    assert os.listdir(tmp_path / "new") == ["found.json"]
+    entries = json.loads(target.read_text())
+    assert f"{len(entries)} detections, see {target}" in capsys.readouterr().out
+    assert [e["image_id"] for e in entries] == [7] * 5 + [139] * 5
+    assert {e["file_name"] for e in entries[:5]} == {str(tmp_path / "in" / "000000000007.png")}
+    found = defcn_d2.Predictor(CONFIG, weights, opts=[*TINY_MODEL, *FEW])(entries[0]["file_name"])
+    categories = metadata_of(load_config(CONFIG, TINY_SETS)).thing_dataset_id_to_contiguous_id
+    for i, entry in enumerate(entries[:5]):
+        x, y, width, height = entry["bbox"]
+        box = found.pred_boxes.tensor[i].tolist()
+        assert np.allclose([x, y, x + width, y + height], box, atol=1e-3)
+        assert np.isclose(entry["score"], float(found.scores[i]), atol=1e-6)
+        assert categories[entry["category_id"]] == int(found.pred_classes[i])
+    truth = COCO()
+    truth.dataset = {"images": [{"id": 7}, {"id": 139}], "annotations": [], "categories": []}
+    truth.createIndex()
+    assert len(truth.loadRes(str(target)).anns) == 10
+
+
+def test_json_of_a_video(weights, video, tmp_path):
+    target = tmp_path / "found.json"
+    out = tmp_path / "out.avi"
+    assert demo(weights, "--video-input", video, "--output", out, "--json", target) == 0
+    entries = json.loads(target.read_text())
+    assert [e["image_id"] for e in entries] == [i for i in range(5) for _ in range(5)]
+    assert len(frames_of(out)) == 5
+
+
+def test_image_ids():
+    assert image_ids(["a/000042.jpg", "b/7.png"]) == [42, 7]
+    assert image_ids(["a/1.jpg", "b/1.png"]) == [0, 1]
+    assert image_ids(["a/1.jpg", "b/x.png"]) == [0, 1]
+
+
+def test_categories_without_an_annotation_file(tmp_path):
+    found = Instances((4, 4), pred_boxes=Boxes(torch.tensor([[1.0, 0, 3, 2]])))
+    found.scores, found.pred_classes = torch.tensor([0.5]), torch.tensor([3])
+    results = Results(tmp_path / "x.json", MetadataCatalog.get("__no_data_set"))
+    results.add(0, "a.jpg", found)
+    results.write()
+    (entry,) = json.loads((tmp_path / "x.json").read_text())
+    assert entry["category_id"] == 3 and entry["bbox"] == [1, 0, 2, 2]
+
+
+def test_parallel_on_one_device(weights, tmp_path, capsys):
+    source = picture(tmp_path / "a.png")
+    assert demo(weights, "--input", source, "--output", tmp_path / "b.png", "--parallel") == 0
+    assert "--parallel: there is one device alone (cpu)" in capsys.readouterr().out
+
+
+def test_parallel_gives_the_same_in_the_same_order(weights):
+    cfg = load_config(CONFIG, [*TINY_MODEL, *FEW, "MODEL.WEIGHTS", weights])
+    rng = np.random.default_rng(1)
+    sizes = [(40, 60), (64, 64), (90, 50)] * 3
+    images = [rng.integers(256, size=(*size, 3), dtype=np.uint8) for size in sizes]
+    expected = list(one_by_one(Predictor(cfg), enumerate(images)))
+    with Workers(cfg, ["cpu", "cpu"]) as workers:
+        results = list(workers(enumerate(images)))
+        processes = workers._processes
+    assert not any(process.is_alive() for process in processes)
+    for (tag, image, found), (number, same, alone) in zip(results, expected, strict=True):
+        assert tag == number and image is same and found.image_size == alone.image_size
+        assert torch.allclose(found.pred_boxes.tensor, alone.pred_boxes.tensor, atol=1e-3)
+        assert torch.equal(found.pred_classes, alone.pred_classes)
+
+
+def test_parallel_tells_why_a_process_failed(monkeypatch):
+    """The body of a process, here in this one, and what the first process makes of it."""
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    cfg = load_config(CONFIG, [*TINY_MODEL, "MODEL.WEIGHTS", "/no/such/model.pth"])
+    results = queue.Queue()
+    parallel._work(cfg, queue.Queue(), results)
+    workers = Workers(cfg, ["cpu"])
+    workers._results = results
+    with pytest.raises(UserError, match="on cpu failed: .*/no/such/model.pth"):
+        list(workers([(0, np.zeros((32, 32, 3), np.uint8))]))
+
+
+def test_parallel_notices_a_process_that_died(weights):
+    cfg = load_config(CONFIG, [*TINY_MODEL, "MODEL.WEIGHTS", weights])
+    image = np.zeros((32, 32, 3), np.uint8)
+    with Workers(cfg, ["cpu"]) as workers:
+        workers._processes[0].kill()
+        with pytest.raises(UserError, match="has ended \\(exit code -9"):
+            list(workers([(0, image)]))
 
 
 def test_codecs_fall_back(tmp_path, monkeypatch):

@@ -1,34 +1,24 @@
 """The command line of ``demo/demo.py``."""
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
-from PIL import Image
-from tqdm import tqdm
 
 from ..engine import Predictor, UserError, load_config, reported
 from ..engine.cpu import use_cpu
 from ..engine.predictor import metadata_of
 from .files import find_images, output_files
+from .images import run_on_images
+from .parallel import Item, Result, Workers, gpus, one_by_one
+from .results import Results
 from .video import open_source, output_file, run_on_video
 from .window import Window
-
-Detect = Callable[[np.ndarray], Instances]
-
-# What Pillow raises for a file that is no image, or half of one.
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-# Short side of a drawing, in pixels, below which its letters are too large for it.
-_SHORT_SIDE = 400
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -36,18 +26,30 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Draw detections on images, a video or a webcam's pictures."
     )
     parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="the one that was trained"
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="the one that was trained, or its short name, such as POTO-3DMF",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", help="images, folders, patterns such as 'dir/*.jpg'")
-    source.add_argument("--video-input", metavar="FILE", help="a video")
-    source.add_argument("--webcam", action="store_true", help="the first camera")
+    source.add_argument("--video-input", metavar="FILE", help="a video, or the URL of a stream")
+    source.add_argument(
+        "--webcam", nargs="?", const=0, type=int, metavar="N", help="the first camera, or number N"
+    )
     parser.add_argument(
         "--output", help="a file or folder to save drawings to; without it a window shows them"
     )
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.3, help="least score drawn [%(default)s]"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="save the detections in COCO's results format, with or without drawings",
     )
+    parser.add_argument(
+        "--confidence-threshold", type=float, default=0.3, help="least score kept [%(default)s]"
+    )
+    parser.add_argument("--parallel", action="store_true", help="one process for each GPU")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, at the end"
     )
@@ -68,22 +70,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
     cfg = setup(args)
     # what may fail comes before the model is loaded
     images = find_images(args.input) if args.input else []
-    source = 0 if args.webcam else args.video_input
+    source = args.video_input if args.webcam is None else args.webcam
     video = None if images else open_source(source)
-    window = None if args.output else Window()
-    predictor = Predictor(cfg)
-
-    def detect(image: np.ndarray) -> Instances:
-        found = predictor(image)
-        return found[found.scores >= args.confidence_threshold]
-
+    window = None if args.output or args.json else Window()
     metadata = metadata_of(cfg)
-    if video is not None:
-        target = output_file(source, args.output) if args.output else None
-        run_on_video(video, detect, metadata, target, window)
-        return 0
-    targets = output_files(images, args.output) if args.output else [None] * len(images)
-    return run_on_images(list(zip(images, targets, strict=True)), detect, metadata, window)
+    results = Results(args.json, metadata) if args.json else None
+    with detector(cfg, args) as detect:
+        if video is not None:
+            target = output_file(source, args.output) if args.output else None
+            status = run_on_video(video, source, detect, metadata, target, window, results)
+        else:
+            targets = output_files(images, args.output) if args.output else None
+            status = run_on_images(images, targets, detect, metadata, window, results)
+    if results is not None:
+        results.write()
+    return status
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -103,35 +104,24 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def run_on_images(
-    files: Sequence[tuple[str, Path | None]],
-    detect: Detect,
-    metadata: Metadata,
-    window: Window | None,
-) -> int:
-    """Draw on each image; to its file, or where that is None to the window.
+@contextlib.contextmanager
+def detector(
+    cfg: CfgNode, args: argparse.Namespace
+) -> Iterator[Callable[[Iterable[Item]], Iterator[Result]]]:
+    """(tag, RGB image) to (tag, image, detections) in order, by one process or one for each GPU."""
+    threshold = args.confidence_threshold
 
-    Returns:
-        the exit status: 1 if an image could not be read.
-    """
-    failed = 0
-    for path, target in tqdm(files, unit="image", disable=len(files) < 2 or window is not None):
-        try:
-            image = read_image(path, "RGB")
-        except _UNREADABLE as error:
-            tqdm.write(f"skipped: {path!r} cannot be read as an image ({error})", file=sys.stderr)
-            failed += 1
-            continue
-        found = detect(image)
-        tqdm.write(f"{path}: {len(found)} objects" + (f", see {target}" if target else ""))
-        scale = max(1.0, _SHORT_SIDE / min(image.shape[:2]))
-        drawing = Visualizer(image, metadata, scale=scale).draw_instance_predictions(found)
-        pixels = np.ascontiguousarray(drawing.get_image()[:, :, ::-1])
-        if target is not None:
-            if not cv2.imwrite(str(target), pixels):
-                raise UserError(f"cannot write {str(target)!r}: give another --output")
-        elif window is not None and not window.show(pixels, wait=True):
-            break
-    if failed:
-        print(f"error: {failed} of {len(files)} images could not be read", file=sys.stderr)
-    return 1 if failed else 0
+    def sure(items: Iterable[Result]) -> Iterator[Result]:
+        # centerness changes scores after the model's own threshold
+        return ((tag, image, found[found.scores >= threshold]) for tag, image, found in items)
+
+    devices = gpus(cfg) if args.parallel else []
+    if len(devices) > 1:
+        print(f"--parallel: {len(devices)} GPUs, a process each")
+        with Workers(cfg, devices) as workers:
+            yield lambda items: sure(workers(items))
+        return
+    if devices:
+        print(f"--parallel: there is one device alone ({devices[0]}), one process uses it")
+    predictor: Callable[[np.ndarray], Instances] = Predictor(cfg)
+    yield lambda items: sure(one_by_one(predictor, items))

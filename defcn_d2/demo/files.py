@@ -62,11 +62,11 @@ def output_files(inputs: Sequence[str], output: str) -> list[Path]:
     return files
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder that ``--output`` names; ``UserError`` where that is not possible."""
+def make_folder(folder: Path, option: str = "--output") -> None:
+    """Make a folder that an option names; ``UserError`` where that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"--output: cannot make the folder {str(folder)!r} ({error.strerror}); give another"
+            f"{option}: cannot make the folder {str(folder)!r} ({error.strerror}); give another"
         ) from error

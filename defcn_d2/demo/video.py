@@ -1,92 +1,168 @@
 """Detections drawn on the frames of a video or a camera."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 import cv2
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 
 from ..engine import UserError
 from .files import make_folder
+from .parallel import Item, Result
+from .results import Results
 from .window import Window
 
-# Codecs by the suffix of the file, the first that OpenCV can write is taken.
+# Codecs by the suffix of the file, the first that OpenCV can write is taken. Its wheels on the
+# package index cannot write H.264: .mp4 is MPEG-4 then, for players; browsers play .webm.
 CODECS = {
     ".mp4": ("avc1", "mp4v"),
+    ".webm": ("VP90", "VP80"),
     ".mkv": ("X264", "mp4v", "MJPG"),
     ".avi": ("XVID", "MJPG"),
 }
 _FRAMES_PER_SECOND = 25.0  # of a source that does not tell
+_TRIES = 10  # reads in a row that may fail before a source has ended
+_CONVERT = "convert it, as to .mp4"
 
 
 def run_on_video(
     video: cv2.VideoCapture,
-    detect: Callable[[np.ndarray], Instances],
+    source: str | int,
+    detect: Callable[[Iterable[Item]], Iterator[Result]],
     metadata: Metadata,
     target: Path | None,
     window: Window | None,
-) -> None:
-    """Draw on every frame, to a video file or to a window.
+    results: Results | None = None,
+) -> int:
+    """Detect on every frame, and draw; an interrupt ends it, what is done by then is kept.
 
     Args:
-        video: from ``open_source``; an interrupt ends it, what is drawn by then is kept.
-        detect: from an RGB image (H, W, 3) uint8 to detections.
-        target: a file that appears when all is done; None: ``window`` shows the frames.
+        video: from ``open_source``.
+        source: its name, or the number of the camera.
+        detect: (tag, RGB image) to (tag, image, detections), in order.
+        target: a file that appears when all is done, or None.
+        window: where the frames are shown, or None.
+        results: takes all detections, with the frame's number from 0 as the image's; or None.
+
+    Returns:
+        the exit status: 1 if a part of the video could not be read.
 
     Raises:
         UserError: there is no frame to read, or the output cannot be written.
     """
     visualizer = VideoVisualizer(metadata)
-    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    rate = video.get(cv2.CAP_PROP_FPS)
-    rate = rate if 0 < rate < 1000 else _FRAMES_PER_SECOND
-    writer: VideoWriter | None = None
-    try:
-        for frame in tqdm(_frames(video), total=count if count > 0 else None, unit="frame"):
-            rgb = np.ascontiguousarray(frame[:, :, ::-1])
-            drawing = visualizer.draw_instance_predictions(rgb, detect(rgb)).get_image()
-            # matplotlib may round the size
-            pixels = cv2.resize(drawing[:, :, ::-1], (frame.shape[1], frame.shape[0]))
-            if target is not None:
-                writer = writer or VideoWriter(target, rate, pixels.shape[:2])
-                writer.write(pixels)
-            elif window is not None and not window.show(pixels, wait=False):
-                break
-    except KeyboardInterrupt:
-        print("\ninterrupted")
-    finally:
-        video.release()
-    if writer is not None:
-        writer.close()
-        print(f"see {target}")
-    elif target is not None:
-        raise UserError("the video holds no frame that OpenCV can read: convert it, as to .mp4")
+    frames = Frames(video, source)
+    began = time.monotonic()
+    done = 0
+    with contextlib.ExitStack() as stack:
+        writer: VideoWriter | None = None
+        bar = stack.enter_context(tqdm(total=frames.expected, unit="frame"))
+        stack.callback(video.release)
+        try:
+            for number, rgb, found in detect(enumerate(frames)):
+                if results is not None:
+                    results.add(number, str(source), found)
+                if target is not None or window is not None:
+                    drawing = visualizer.draw_instance_predictions(rgb, found).get_image()
+                    # matplotlib may round the size
+                    pixels = cv2.resize(drawing[:, :, ::-1], (rgb.shape[1], rgb.shape[0]))
+                if target is not None:
+                    if writer is None:
+                        writer = stack.enter_context(
+                            VideoWriter(target, frames.rate, pixels.shape[:2])
+                        )
+                    writer.write(pixels)
+                done += 1
+                bar.update()
+                if window is not None and not window.show(pixels, wait=False):
+                    break
+            else:
+                frames.tell_end()
+        except KeyboardInterrupt:
+            print("\ninterrupted")
+    if done == 0:
+        raise UserError(f"{frames.name} holds no frame that OpenCV can read: {_CONVERT}")
+    seconds = time.monotonic() - began
+    see = f", see {target}" if target is not None else ""
+    print(f"{done} frames in {seconds:.1f} s ({done / seconds:.1f} frames/s){see}")
+    return 1 if frames.cut_short else 0
+
+
+class Frames:
+    """The frames of a video or a camera, (H, W, 3) uint8 in RGB; all of the first one's size.
+
+    Attributes:
+        expected: how many there are to be, or None where the source does not tell.
+        rate: frames a second.
+        cut_short: whether frames of a file could not be read.
+    """
+
+    def __init__(self, video: cv2.VideoCapture, source: str | int):
+        self._video = video
+        count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.expected = count if count > 0 and not isinstance(source, int) else None
+        rate = video.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate < 1000 else _FRAMES_PER_SECOND
+        self.name = f"camera {source}" if isinstance(source, int) else repr(source)
+        self.cut_short = False
+        self._read = self._broken = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        size: tuple[int, int] | None = None
+        failures = 0
+        while failures <= _TRIES:
+            good, frame = self._video.read()
+            if not good:
+                if self.expected is not None and self._read + failures >= self.expected:
+                    return
+                failures += 1
+                continue
+            self._broken += failures
+            failures = 0
+            self._read += 1
+            size = size or frame.shape[:2]
+            if frame.shape[:2] != size:
+                frame = cv2.resize(frame, (size[1], size[0]))
+            yield np.ascontiguousarray(frame[:, :, ::-1])
+
+    def tell_end(self) -> None:
+        """Say of what has been read to its end if that was not as it should be."""
+        if self.expected is None:
+            if "camera" in self.name or "://" in self.name:
+                print(f"{self.name} gives no more pictures after {self._read}", file=sys.stderr)
+            return
+        missing = self.expected - self._read
+        # the number of frames is an estimate in some formats
+        if self._broken or missing > max(1, self.expected // 50):
+            self.cut_short = True
+            print(
+                f"error: {self._read} of {self.expected} frames of {self.name} could be read, the "
+                f"others are broken: {_CONVERT}, or take the whole file",
+                file=sys.stderr,
+            )
 
 
 def open_source(source: str | int) -> cv2.VideoCapture:
     """The opened video or camera; ``UserError`` where that is not possible."""
     if isinstance(source, str) and "://" not in source and not os.path.isfile(source):
         raise UserError(f"--video-input {source!r} does not exist; give a video file")
-    video = cv2.VideoCapture(source)
+    with _quiet():
+        video = cv2.VideoCapture(source)
     if video.isOpened():
         return video
     if isinstance(source, int):
-        raise UserError("--webcam: there is no camera that OpenCV can open; give --video-input")
-    raise UserError(f"--video-input {source!r} cannot be read by OpenCV; convert it, as to .mp4")
-
-
-def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """The frames (H, W, 3), uint8, BGR."""
-    while True:
-        good, frame = video.read()
-        if not good:
-            return
-        yield frame
+        raise UserError(
+            f"--webcam: there is no camera {source} that OpenCV can open; give --video-input"
+        )
+    raise UserError(f"--video-input {source!r} cannot be read by OpenCV; {_CONVERT}")
 
 
 def output_file(source: str | int, output: str) -> Path:
@@ -102,7 +178,10 @@ def output_file(source: str | int, output: str) -> Path:
 
 
 class VideoWriter:
-    """A video file that appears when it is closed, by the first codec that works."""
+    """A video file by the first codec that works; a context manager.
+
+    The file appears when the block ends, by an interrupt too; after an error there is none.
+    """
 
     def __init__(self, path: Path, rate: float, size: tuple[int, int]):
         """
@@ -119,9 +198,10 @@ class VideoWriter:
         height, width = size
         codecs = CODECS[path.suffix.lower()]
         for codec in codecs:
-            self._writer = cv2.VideoWriter(
-                str(self._part), cv2.VideoWriter.fourcc(*codec), rate, (width, height)
-            )
+            with _quiet():
+                self._writer = cv2.VideoWriter(
+                    str(self._part), cv2.VideoWriter.fourcc(*codec), rate, (width, height)
+                )
             if self._writer.isOpened():
                 return
         raise UserError(
@@ -133,6 +213,32 @@ class VideoWriter:
         """Append a BGR frame."""
         self._writer.write(frame)
 
-    def close(self) -> None:
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._writer.release()
-        os.replace(self._part, self.path)
+        if kind is None:
+            os.replace(self._part, self.path)
+        else:
+            self._part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without OpenCV's lines about what it has tried in vain, where it can be told so."""
+    logging = getattr(getattr(cv2, "utils", None), "logging", None)
+    if logging is None:
+        yield
+        return
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)

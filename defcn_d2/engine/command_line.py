@@ -15,7 +15,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from .checkpointer import Checkpointer
 from .checks import check
-from .configuration import load_config
+from .configuration import find_config_file, load_config
 from .cpu import use_cpu
 from .datasets import load_records
 from .errors import reported
@@ -107,5 +107,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             logger.warning("No CUDA device: one process in place of --num-gpus %d", args.num_gpus)
     if not torch.cuda.is_available() or args.num_gpus == 0 or cfg.MODEL.DEVICE == "cpu":
         cfg = use_cpu(cfg)
+    if args.config_file:
+        args.config_file = find_config_file(args.config_file)  # for the log
     default_setup(cfg, args)
     return cfg

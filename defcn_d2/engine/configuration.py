@@ -10,6 +10,8 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_defcn_config
+from ..config_files import config_file as packaged_file
+from ..config_files import config_names
 from ..data import DatasetError, register_datasets
 from .errors import UserError, as_user_error, first_line, nearest
 
@@ -24,7 +26,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The frozen config of a file, changed by ``opts``; its ``DATASETS.REGISTER`` is registered.
 
     Args:
-        config_file: a yaml file; "" for Detectron2's and this project's defaults.
+        config_file: a yaml file, or the short name of one that comes with the package, such as
+            "shapes/POTO"; "" for Detectron2's and this project's defaults.
         opts: KEY VALUE pairs, flat, as on a command line.
 
     Raises:
@@ -34,12 +37,19 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_defcn_config(cfg)
     if config_file:
-        _merge_file(cfg, config_file)
+        _merge_file(cfg, find_config_file(config_file))
     _merge_opts(cfg, opts)
     with as_user_error(DatasetError, "{}"):
         register_datasets(cfg)
     cfg.freeze()
     return cfg
+
+
+def find_config_file(name: str) -> str:
+    """The file for a short name, if it is one and there is no file of that name; else ``name``."""
+    if name and not os.path.exists(name) and name in config_names():
+        return str(packaged_file(name))
+    return name
 
 
 def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -54,7 +64,10 @@ def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
     path = Path(os.path.expanduser(config_file))
     if "://" not in config_file and not path.is_file():
-        raise UserError(f"configuration file {config_file!r} does not exist; {_file_near(path)}")
+        near = _file_near(path)
+        if not path.suffix and "://" not in config_file:  # meant as a short name
+            near = nearest(config_file, config_names())
+        raise UserError(f"configuration file {config_file!r} does not exist; {near}")
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"configuration file {config_file!r} is not a .yaml file, give one")
     try:

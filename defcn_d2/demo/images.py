@@ -1,0 +1,72 @@
+"""Detections drawn on image files."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.utils.visualizer import Visualizer
+from tqdm import tqdm
+
+from ..engine import UserError
+from ..predictor import read_rgb
+from .parallel import Item, Result
+from .results import Results, image_ids
+from .window import Window
+
+# Short side of a drawing, in pixels, below which its letters are too large for it.
+_SHORT_SIDE = 400
+
+
+def run_on_images(
+    files: Sequence[str],
+    targets: Sequence[Path] | None,
+    detect: Callable[[Iterable[Item]], Iterator[Result]],
+    metadata: Metadata,
+    window: Window | None,
+    results: Results | None = None,
+) -> int:
+    """Detect on each image, and draw.
+
+    Args:
+        files: what cannot be read is told and left out.
+        targets: a file for the drawing of each, or None.
+        detect: (tag, RGB image) to (tag, image, detections), in order.
+        window: where drawings are shown, a key apart; or None.
+        results: takes all detections; or None.
+
+    Returns:
+        the exit status: 1 if an image could not be read.
+    """
+    failed = 0
+
+    def readable() -> Iterator[Item]:
+        nonlocal failed
+        quiet = len(files) < 2 or window is not None
+        for number, file in enumerate(tqdm(files, unit="image", disable=quiet)):
+            try:
+                yield number, read_rgb(file)
+            except UserError as error:
+                tqdm.write(f"skipped: {error}", file=sys.stderr)
+                failed += 1
+
+    ids = image_ids(files)
+    for number, image, found in detect(readable()):
+        target = targets[number] if targets else None
+        tqdm.write(f"{files[number]}: {len(found)} objects" + (f", see {target}" if target else ""))
+        if results is not None:
+            results.add(ids[number], files[number], found)
+        if target is None and window is None:
+            continue
+        scale = max(1.0, _SHORT_SIDE / min(image.shape[:2]))
+        drawing = Visualizer(image, metadata, scale=scale).draw_instance_predictions(found)
+        pixels = np.ascontiguousarray(drawing.get_image()[:, :, ::-1])
+        if target is not None and not cv2.imwrite(str(target), pixels):
+            raise UserError(f"cannot write {str(target)!r}: give another --output")
+        if window is not None and not window.show(pixels, wait=True):
+            break
+    if failed:
+        print(f"error: {failed} of {len(files)} images could not be read", file=sys.stderr)
+    return 1 if failed else 0
