@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import (
@@ -14,6 +15,21 @@ from detectron2.modeling.backbone import (
 )
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock
+from torch import Tensor
+
+
+class _CoarseLevels(LastLevelP6P7):
+    """Detectron2's P6 and P7; on a CPU in float32, also in mixed precision.
+
+    With PyTorch 2.10 to 2.15 parts of the bfloat16 gradient of a convolution's weight were left
+    unwritten there where the stride is 2 and the map one cell wide: P6 of an image of 64 pixels.
+    """
+
+    def forward(self, c5: Tensor) -> list[Tensor]:
+        if c5.device.type != "cpu":
+            return super().forward(c5)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(c5.to(self.p6.weight.dtype))
 
 
 def _with_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
@@ -29,7 +45,7 @@ def _with_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=out_channels,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7(out_channels, out_channels, in_feature=last_level),
+        top_block=_CoarseLevels(out_channels, out_channels, in_feature=last_level),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 

@@ -124,6 +124,8 @@ def _add_inference_config(node: CN) -> None:
 def _add_training_config(cfg: CN) -> None:
     # "SGD" (Detectron2's) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Of SOLVER.AMP.ENABLED: "float16", with a scaler (CUDA alone), or "bfloat16" (a CPU as well).
+    cfg.SOLVER.AMP.PRECISION = "float16"
     # Evaluate the same raw detections again with class-wise NMS, and report the gap.
     cfg.TEST.WITH_NMS = False
 

@@ -126,7 +126,8 @@ class DeFCN(nn.Module):
         images = self.preprocess_image(batched_inputs)
         priors, predictions = self.predict(images.tensor)
         if self.training:
-            return self.losses(priors, predictions, batched_inputs)
+            with torch.autocast(self.device.type, enabled=False):  # a matcher's own matmul, say
+                return self.losses(priors, predictions, batched_inputs)
         if self.topk_only:
             detections = find_topk(
                 predictions,
@@ -164,7 +165,7 @@ class DeFCN(nn.Module):
         )
         return priors, Predictions(
             cls_logits=_flatten(cls_logits),
-            boxes=self._decode(_flatten(box_deltas).float(), priors),
+            boxes=self._decode(_flatten(box_deltas), priors),
             quality_logits=None if quality is None else _flatten(quality).squeeze(-1),
         )
 
@@ -254,13 +255,16 @@ def build_prior_generator(cfg: CfgNode, strides: list[int]) -> nn.Module:
 
 
 def _flatten(levels: list[Tensor]) -> Tensor:
-    """Per level (N, C, H_l, W_l) to (N, R, C), row-major within a level.
+    """Per level (N, C, H_l, W_l) to (N, R, C), row-major within a level, in float32 or wider.
 
     Channels stay where they are in memory, inside or outside: a copy, but no transposition.
+    Mixed precision ends here: matching, losses and inference come after.
     """
     if all(x.is_contiguous(memory_format=torch.channels_last) for x in levels):
-        return torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
-    return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
+        flat = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+    else:
+        flat = torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
+    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
 
 
 def _put_scalar(name: str, value: Tensor) -> None:

@@ -55,7 +55,7 @@ class Predictions:
     """What the head says of every prior.
 
     Attributes:
-        cls_logits: (N, R, K) float.
+        cls_logits: (N, R, K) float32, also in mixed precision, as ``quality_logits``.
         boxes: (N, R, 4) float, xyxy in pixels, decoded once and differentiable; in training
             float64, as GIoU loses digits where a tiny box has large coordinates.
         quality_logits: (N, R) float, or None where the head has no such branch: 3D Max

@@ -120,3 +120,22 @@ def test_initial_values_of_the_fpn(resnet50: FPN) -> None:
         assert module.weight.abs().max().item() <= bound
         assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
         assert (module.bias == 0).all()
+
+
+def test_gradients_of_maps_of_one_cell_in_mixed_precision() -> None:
+    """PyTorch leaves parts of them unwritten in bfloat16, which is seen by chance: ten times."""
+    torch.manual_seed(0)
+    backbone = build_backbone(tiny_cfg()).eval()
+    images = torch.randn(2, 3, 64, 64)
+    weight = backbone.top_block.p7.weight
+    (expected,) = torch.autograd.grad(backbone(images)["p7"].square().sum(), weight)
+    for _ in range(10):
+        with torch.autocast("cpu", torch.bfloat16):
+            features = backbone(images)
+        assert features["p5"].dtype == torch.bfloat16
+        assert features["p6"].dtype == features["p7"].dtype == torch.float32
+        del features["p6"]
+        nan = [torch.full((weight.numel(),), math.nan) for _ in range(8)]  # to be found as garbage
+        del nan
+        (actual,) = torch.autograd.grad(features["p7"].square().sum(), weight)
+        torch.testing.assert_close(actual, expected, rtol=0.1, atol=0.02 * expected.abs().max())

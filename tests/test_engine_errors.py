@@ -134,7 +134,7 @@ def test_data_without_an_evaluator():
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["SOLVER.AMP.ENABLED", "True"], "SOLVER.AMP.ENABLED is True, but needs a CUDA device"),
+        (["SOLVER.AMP.ENABLED", "True"], "'float16', which needs a CUDA device; set it to 'bfloa"),
         (["--num-machines=2"], "--num-machines is 2, but this machine has no CUDA device"),
     ],
 )

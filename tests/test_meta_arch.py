@@ -11,7 +11,7 @@ from helpers import make_priors, random_inputs, tiny_cfg
 from torch import nn
 
 from defcn_d2.losses import giou_loss
-from defcn_d2.structures import Priors
+from defcn_d2.structures import Predictions, Priors
 
 NUM_CLASSES = 3
 ANCHORS = (
@@ -302,15 +302,55 @@ def test_memory_format_changes_nothing_but_the_memory() -> None:
         torch.testing.assert_close(losses[name], loss, rtol=1e-4, atol=0)
 
 
-def test_losses_are_float32_under_autocast() -> None:
-    model = without_batch_norm(small_model())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "opts",
+    [
+        pytest.param((), id="filter and auxiliary loss"),
+        pytest.param(
+            ("MODEL.DEFCN.QUALITY_BRANCH", "centerness", "MODEL.DEFCN.MATCHER.NAME", "FCOS"),
+            id="centerness",
+        ),
+        pytest.param(("MODEL.DEFCN.QUALITY_BRANCH", "none", *ANCHORS), id="anchors"),
+    ],
+)
+def test_matching_and_losses_are_in_float32_under_autocast(opts: tuple, dtype: torch.dtype) -> None:
+    model = without_batch_norm(small_model(*opts))
     inputs = random_inputs([(64, 64)] * 2, [3, 2], NUM_CLASSES)
     expected = model(inputs)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    seen: list[torch.dtype] = []
+
+    class Spy(nn.Module):
+        """A criterion of another project, which multiplies matrices."""
+
+        def forward(self, priors: Priors, predictions: Predictions, gt: list) -> dict:
+            tensors = [predictions.cls_logits, predictions.boxes, predictions.fused()]
+            tensors += [] if predictions.quality_logits is None else [predictions.quality_logits]
+            products = [x @ x.transpose(-1, -2) for x in tensors[:2]]
+            seen.extend(x.dtype for x in [*tensors, *products, priors.boxes, priors.strides])
+            return {"loss_spy": 0 * predictions.boxes.sum()}
+
+    model.criteria.append(Spy())
+    convolved: list[torch.dtype] = []
+    model.head.cls_score.register_forward_hook(lambda *args: convolved.append(args[2].dtype))
+    with torch.autocast("cpu", dtype=dtype):
         losses = model(inputs)
+    assert set(convolved) == {dtype}
+    assert set(seen) <= {torch.float32, torch.float64} and len(seen) >= 7
+    losses.pop("loss_spy")
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
-        assert loss.item() == pytest.approx(expected[name].item(), rel=0.15)
+        assert loss.item() == pytest.approx(expected[name].item(), rel=0.5)  # other assignments
+    sum(losses.values()).backward()
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+    model.eval()
+    model.score_thresh = 0.0
+    with torch.autocast("cpu", dtype=dtype):
+        detections = model(inputs)[0]["instances"]
+    assert detections.scores.dtype == detections.pred_boxes.tensor.dtype == torch.float32
 
 
 def test_figures_go_to_the_event_storage() -> None:

@@ -13,6 +13,7 @@ from ..data.own_data import SPLITS, check_datasets
 from .datasets import check_classes, check_names
 from .errors import UserError, as_user_error, nearest
 from .evaluators import evaluator_type
+from .mixed_precision import check_precision
 from .optimizer import OPTIMIZERS
 
 
@@ -31,6 +32,8 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     _check_ema(cfg)
     if not args.eval_only:
         _check_solver(cfg, args.num_gpus * args.num_machines if torch.cuda.is_available() else 1)
+        on_gpu = torch.cuda.is_available() and args.num_gpus > 0 and cfg.MODEL.DEVICE != "cpu"
+        check_precision(cfg, "cuda" if on_gpu else "cpu")
     with as_user_error(DatasetError, "{}"):  # last, as large files take their time
         check_datasets(cfg, ["VAL"] if args.eval_only else SPLITS)
 
@@ -135,5 +138,3 @@ def _check_solver(cfg: CfgNode, processes: int) -> None:
     for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "BASE_LR"):
         if solver[key] <= 0:
             raise UserError(f"SOLVER.{key} is {solver[key]}, but must be above 0")
-    if solver.AMP.ENABLED and not torch.cuda.is_available():
-        raise UserError("SOLVER.AMP.ENABLED is True, but needs a CUDA device; set it to False")

@@ -15,7 +15,7 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
@@ -40,6 +40,7 @@ from .ema import EMAUpdate, WeightsEMA
 from .errors import UserError, as_user_error
 from .evaluators import build_evaluator
 from .hooks import TrainingTime
+from .mixed_precision import build_step_trainer
 from .optimizer import build_optimizer
 
 # Detectron2 v0.5 leaves the optimizer out of its checkpoints.
@@ -62,8 +63,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.ema = WeightsEMA.from_config(cfg, model)
-        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = kind(distributed(model), loader, optimizer)
+        self._trainer = build_step_trainer(cfg, distributed(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
             model,

@@ -1,0 +1,108 @@
+"""Mixed precision: training steps whose network runs in float16 or bfloat16."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from torch import nn
+
+from .errors import UserError
+
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class MixedPrecisionTrainer(AMPTrainer):
+    """Detectron2's ``AMPTrainer`` on any device, in either precision.
+
+    Detectron2 insists on CUDA, and v0.5 on float16. The model's forward runs under autocast; what
+    a ``DeFCN`` matches and its losses are in float32 or float64 nevertheless. Weights, gradients
+    and the optimizer stay in float32. Evaluations run in float32, as Detectron2's do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device_type: str,
+        dtype: torch.dtype,
+    ):
+        """
+        Args:
+            device_type: "cuda" or "cpu".
+            dtype: float16, with a scaler that keeps small gradients from vanishing and skips the
+                steps whose gradients overflow; or bfloat16, whose range is float32's: without one.
+        """
+        scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
+        super().__init__(model, data_loader, optimizer, grad_scaler=scaler)
+        self.device_type = device_type
+        self.dtype = dtype
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(self.device_type, self.dtype)
+
+    def run_step(self) -> None:
+        assert self.model.training, "the model was changed to eval mode"
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with self.autocast():
+            losses = self.model(data)
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        self._write_metrics(losses, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a checkpoint of any precision: without a scale in it, from the initial."""
+        scale = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
+        super().load_state_dict({**state_dict, "grad_scaler": scale})
+
+
+def build_step_trainer(
+    cfg: CfgNode, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """What makes a training step, as ``SOLVER.AMP`` and ``MODEL.DEVICE`` say."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, data_loader, optimizer)
+    return MixedPrecisionTrainer(
+        model,
+        data_loader,
+        optimizer,
+        device_type=torch.device(cfg.MODEL.DEVICE).type,
+        dtype=PRECISIONS[cfg.SOLVER.AMP.PRECISION],
+    )
+
+
+def check_precision(cfg: CfgNode, device_type: str) -> None:
+    """Raise ``UserError`` where ``SOLVER.AMP`` asks for what a device cannot do.
+
+    Args:
+        device_type: where the run takes place, "cuda" or "cpu".
+    """
+    amp = cfg.SOLVER.AMP
+    if amp.PRECISION not in PRECISIONS:
+        raise UserError(
+            f"SOLVER.AMP.PRECISION {amp.PRECISION!r} is unknown; one of: {', '.join(PRECISIONS)}"
+        )
+    if not amp.ENABLED:
+        return
+    if device_type == "cpu" and amp.PRECISION == "float16":
+        raise UserError(
+            "SOLVER.AMP.PRECISION is 'float16', which needs a CUDA device; set it to 'bfloat16', "
+            "or SOLVER.AMP.ENABLED to False"
+        )
+    if device_type == "cuda" and amp.PRECISION == "bfloat16" and not _gpu_has_bfloat16():
+        raise UserError(
+            "SOLVER.AMP.PRECISION is 'bfloat16', which this GPU does not have; set it to 'float16'"
+        )
+
+
+def _gpu_has_bfloat16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
