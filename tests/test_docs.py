@@ -6,6 +6,7 @@ A block that cannot run here says so and why: ```` ```bash no-run: the reason ``
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -113,6 +114,21 @@ def test_index_names_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     for page in PAGES:
         assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+def test_notebook(workplace: dict[str, str]) -> None:
+    cells = json.loads((ROOT / "demo" / "quickstart.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells)  # what a run gave is not kept
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    small = ", ".join(map(repr, TINY_MODEL))
+    for text, short in (
+        ("ITERATIONS = 250", "ITERATIONS = 2"),
+        ("str(ITERATIONS), ", f'str(ITERATIONS), {small}, "SOLVER.MAX_ITER", "2", '),
+        ("../output", "output"),
+    ):
+        assert text in code
+        code = code.replace(text, short)
+    run(["python", "-c", f"import matplotlib\nmatplotlib.use('Agg')\n{code}"], workplace)
 
 
 def test_matcher_of_the_docs_is_small() -> None:
