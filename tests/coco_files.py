@@ -1,4 +1,4 @@
-"""A small data set in COCO's format on disk, as somebody might have it, for tests that damage it."""
+"""A small data set in COCO's format on disk, as people have them, for tests that damage it."""
 
 from __future__ import annotations
 
