@@ -1,0 +1,149 @@
+"""A training step of our detectors against those of Detectron2 on the same backbone."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from detectron2.utils.events import EventStorage
+
+from benchmarks import detectors, step_memory
+from benchmarks.profiling import profile_call
+from benchmarks.timing import Sample, interleave, machine, markdown
+from benchmarks.training_step import PHASES, TrainingStep
+
+DESCRIPTION = "a training step against Detectron2's RetinaNet and FCOS"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``step``."""
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--rounds", type=int, default=9, help="steps of every detector")
+    parser.add_argument(
+        "--image", type=int, nargs=2, default=(320, 416), metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument("--batch", type=int, default=2, help="images a step")
+    parser.add_argument("--objects", type=int, default=7, help="objects an image")
+    parser.add_argument(
+        "--detectors", nargs="+", default=None, metavar="NAME", help="some of them, not all"
+    )
+    parser.add_argument("--channels-last", action="store_true", help="memory format of all")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    parser.add_argument(
+        "--profile", type=Path, metavar="DIR", help="traces and the largest entries, no timing"
+    )
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """The tables as Markdown.
+
+    Raises:
+        SystemExit: an option is out of range, or names no detector.
+    """
+    image, names = tuple(arguments.image), _names(arguments)
+    for option, least in (("rounds", 2), ("batch", 1), ("objects", 1)):
+        if getattr(arguments, option) < least:
+            value = getattr(arguments, option)
+            raise SystemExit(f"--{option} must be at least {least}, got {value}")
+    if min(image) < 32:
+        raise SystemExit(f"--image must be at least 32 32, got {image[0]} {image[1]}")
+    inputs = detectors.make_inputs(arguments.batch, image, arguments.objects, arguments.device)
+    steps = {
+        name: TrainingStep(detectors.build(name, arguments.device, arguments.channels_last), inputs)
+        for name in names
+    }
+    with EventStorage(0):
+        assert_sane(steps)
+        if arguments.profile:
+            return "\n\n".join(
+                profile_call(name, step, arguments.profile, arguments.device != "cpu")
+                for name, step in steps.items()
+            )
+        samples = time_phases(steps, arguments.rounds)
+    peaks = {} if arguments.no_memory else _peaks(steps, arguments)
+    memory_format = "channels_last" if arguments.channels_last else "contiguous"
+    note = (
+        f"{machine(arguments.device)}; {arguments.batch} x 3 x {image[0]} x {image[1]}, "
+        f"{arguments.objects} objects an image, R-50, float32, {memory_format}."
+    )
+    return f"{note}\n\n{_table(samples, peaks)}"
+
+
+def assert_sane(steps: Mapping[str, TrainingStep]) -> None:
+    """Equal backbones give equal features; losses and gradients are finite, and not all zero."""
+    features = {}
+    for name, step in steps.items():
+        losses, gradients = step.losses_and_gradients()
+        assert all(loss.isfinite() and loss > 0 for loss in losses.values()), (name, losses)
+        assert all(gradient.isfinite().all() for gradient in gradients.values()), name
+        trained = {key for key, value in step.model.named_parameters() if value.requires_grad}
+        assert trained == set(gradients), (name, trained - set(gradients))
+        assert all(gradients[key].any() for key in gradients if "cls_score" in key), name
+        with torch.no_grad():
+            features[name] = step.model.backbone(step.model.preprocess_image(step.inputs).tensor)
+    first = next(iter(features.values()))
+    for of_detector in features.values():
+        for level in first:
+            torch.testing.assert_close(of_detector[level], first[level])
+
+
+def time_phases(steps: Mapping[str, TrainingStep], rounds: int) -> dict[str, dict[str, Sample]]:
+    """Detector to "step" and the parts to times; all detectors in turn."""
+    phases: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+
+    def call(name: str) -> dict[str, float]:
+        phases[name].append(steps[name]())
+        return phases[name][-1]
+
+    calls = {name: functools.partial(call, name) for name in steps}
+    interleave(calls, rounds, lambda call: sum(call().values()))  # type: ignore[attr-defined]
+    samples = {}
+    for name, rows in phases.items():
+        rows = rows[1:]  # the first is the warm-up
+        samples[name] = {phase: Sample([row[phase] for row in rows]) for phase in PHASES}
+        samples[name]["step"] = Sample([sum(row.values()) for row in rows])
+    return samples
+
+
+def _names(arguments: argparse.Namespace) -> list[str]:
+    known = detectors.names()
+    unknown = [name for name in arguments.detectors or [] if name not in known]
+    if unknown:
+        raise SystemExit(f"--detectors {unknown[0]!r} is unknown here; one of: {', '.join(known)}")
+    return arguments.detectors or known
+
+
+def _peaks(steps: dict[str, TrainingStep], arguments: argparse.Namespace) -> dict[str, float]:
+    """MiB."""
+    if arguments.device == "cpu":
+        size = (tuple(arguments.image), arguments.batch, arguments.objects)
+        return {name: step_memory.peak_bytes(name, *size) / 2**20 for name in steps}
+    peaks = {}
+    with EventStorage(0):
+        for name, step in steps.items():
+            torch.cuda.reset_peak_memory_stats(arguments.device)
+            before = torch.cuda.memory_allocated(arguments.device)
+            step()
+            peaks[name] = (torch.cuda.max_memory_allocated(arguments.device) - before) / 2**20
+    return peaks
+
+
+def _table(samples: dict[str, dict[str, Sample]], peaks: dict[str, float]) -> str:
+    """Ratios are to RetinaNet, where it takes part; medians of the ratios of each round."""
+    base = samples.get(detectors.RETINANET)
+    header = ["detector", "step, ms", *(f"{phase}, ms" for phase in PHASES)]
+    header += ["against RetinaNet"] * bool(base) + ["peak memory, MiB"] * bool(peaks)
+    rows = []
+    for name, of_detector in samples.items():
+        row = [name, str(of_detector["step"]), *(str(of_detector[phase]) for phase in PHASES)]
+        if base:
+            pairs = zip(of_detector["step"].seconds, base["step"].seconds)
+            row.append(f"{statistics.median(own / other for own, other in pairs):.2f}x")
+        if peaks:
+            row.append(f"{peaks[name]:.0f}")
+        rows.append(row)
+    return markdown(header, rows)
