@@ -90,8 +90,10 @@ class Predictor:
                 that cannot be read as an image.
             ValueError: an array of another shape or type.
         """
-        single = images is None or isinstance(images, (np.ndarray, str, os.PathLike))
-        pictures = cast("list[Picture]", [images] if single else list(images))
+        if images is None or isinstance(images, (np.ndarray, str, os.PathLike)):
+            single, pictures = True, cast("list[Picture]", [images])
+        else:
+            single, pictures = False, list(images)
         _check_paths([os.fspath(p) for p in pictures if isinstance(p, (str, os.PathLike))])
         for number, picture in enumerate(pictures):
             if not isinstance(picture, (str, os.PathLike)):

@@ -121,28 +121,31 @@ class Matches:
     """What became of an image's detections (D,) bool, in their order.
 
     ``true`` positives, ``false`` positives (neither: absorbed by an ignore region), and
-    ``duplicates``: the false ones whose IoU with a matched ground truth is above 0.5.
+    ``duplicates``: the false ones whose IoU with a matched ground truth is above 0.5. ``gts`` (D,):
+    the positive that a true one has found, -1 for the others.
     """
 
     true: Bools
     false: Bools
     duplicates: Bools
+    gts: npt.NDArray[np.int64]
 
 
 def match(sample: Sample) -> Matches:
     """Greedy: best score first, each with the best still unmatched positive of IoU above 0.5."""
     ious = pairwise_iou(sample.boxes, sample.positives)
     near = (ious > IOU_THRESH).any(1)
-    true = np.zeros(len(ious), bool)
+    gts = np.full(len(ious), -1)
     free = np.ones(len(sample.positives), bool)
     for detection in np.flatnonzero(near):
         candidates = np.where(free, ious[detection], 0)
         best = candidates.argmax()
         if candidates[best] > IOU_THRESH:
-            true[detection], free[best] = True, False
+            gts[detection], free[best] = best, False
+    true = gts >= 0
     false = ~true & ~absorbed(sample.boxes, sample.ignored)
     # a false positive with a near ground truth found it matched already
-    return Matches(true, false, false & near)
+    return Matches(true, false, false & near, gts)
 
 
 @dataclass(frozen=True)

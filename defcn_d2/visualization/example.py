@@ -1,0 +1,149 @@
+"""One image of a data set with its ground truth, and what a model says of all locations in it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
+
+from ..engine import Predictor, UserError
+from ..engine.datasets import check_names, load_records
+from ..meta_arch import DeFCN
+from ..predictor import read_rgb
+from ..structures import Predictions, Priors
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image as the model sees it, at its size for tests; boxes are in pixels of that size.
+
+    Attributes:
+        name: of the file.
+        image: (H, W, 3) uint8 RGB.
+        gt: ``gt_boxes`` and ``gt_classes`` of M >= 1 objects, crowd regions left out.
+        classes: names by number.
+        strides: of the levels in pixels, finest first.
+        priors, predictions: of this image alone.
+    """
+
+    name: str
+    image: np.ndarray
+    gt: Instances
+    classes: list[str]
+    strides: list[int]
+    priors: Priors
+    predictions: Predictions
+
+    @property
+    def level_names(self) -> list[str]:
+        """Such as "P3, stride 8 px"."""
+        exponents = [stride.bit_length() - 1 for stride in self.strides]
+        return [f"P{e}, stride {s} px" for e, s in zip(exponents, self.strides)]
+
+    def level_shape(self, level: int) -> tuple[int, int]:
+        """Rows and columns of a level's grid, padding of the input included."""
+        start = sum(self.priors.level_sizes[:level])
+        centers = self.priors.centers[start : start + self.priors.level_sizes[level]]
+        columns = int((centers[:, 1] == centers[0, 1]).sum())
+        return len(centers) // columns, columns
+
+
+def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
+    """Load the model of a config, and run it on an image.
+
+    Args:
+        cfg: with MODEL.WEIGHTS.
+        dataset: its name; "" for the config's first of DATASETS.TEST.
+        image: its place in the data set, from 0, or (an end of) its file name.
+
+    Raises:
+        UserError: there is no such data set or image, or it has no objects; or no DeFCN.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: give a trained model, --weights FILE")
+    if not dataset and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: give --dataset NAME")
+    dataset = dataset or cfg.DATASETS.TEST[0]
+    check_names([dataset], "--dataset")
+    record = find_record(load_records(cfg, [dataset], filter_empty=False), image)
+    model = Predictor(cfg).model
+    if not isinstance(model, DeFCN):
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: only a DeFCN has "
+            "locations to draw"
+        )
+    pixels = read_rgb(record["file_name"])
+    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, max_size=cfg.INPUT.MAX_SIZE_TEST)
+    transform = resize.get_transform(pixels)
+    pixels = transform.apply_image(pixels)
+    inputs = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    if cfg.INPUT.FORMAT != "L":
+        inputs = pixels[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
+    tensor = torch.from_numpy(inputs.transpose(2, 0, 1).astype(np.float32))
+    with torch.no_grad():
+        images = model.preprocess_image([{"image": tensor}])
+        priors, predictions = model.predict(images.tensor)
+    return Example(
+        name=os.path.basename(record["file_name"]),
+        image=pixels,
+        gt=_ground_truth(record, transform.apply_box, pixels.shape[:2]),
+        classes=class_names(dataset, cfg.MODEL.DEFCN.NUM_CLASSES),
+        strides=list(model.head.strides),
+        priors=Priors(
+            priors.boxes.cpu(), priors.strides.cpu(), priors.level_sizes, priors.level_shapes
+        ),
+        predictions=_on_cpu(predictions[0]),
+    )
+
+
+def class_names(dataset: str, number: int) -> list[str]:
+    """Names of a data set's classes, or numbers where they have none."""
+    return list(MetadataCatalog.get(dataset).get("thing_classes") or map(str, range(number)))
+
+
+def find_record(records: Sequence[Record], image: str) -> Record:
+    """The record of an image by its place or by (an end of) its file name; see ``load_example``."""
+    names = [record["file_name"] for record in records]
+    for record, name in zip(records, names):
+        if name == image or name.endswith(f"/{image}"):
+            return record
+    if image.isascii() and image.isdigit():
+        if int(image) >= len(records):
+            raise UserError(f"--image {image}: the data set has {len(records)} images, from 0")
+        return records[int(image)]
+    example = os.path.basename(names[0])
+    raise UserError(
+        f"--image {image!r} is not in the data set; give a number below {len(records)}, or a file "
+        f"name such as {example!r}"
+    )
+
+
+def _ground_truth(record: Record, apply: Any, size: tuple[int, int]) -> Instances:
+    annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+    if not annotations:
+        raise UserError(
+            f"{record['file_name']!r} has no objects, so there is nothing to assign: "
+            "give another --image"
+        )
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    tensor = torch.from_numpy(apply(np.array(boxes, np.float64))).float()
+    classes = torch.tensor([a["category_id"] for a in annotations])
+    return Instances(size, gt_boxes=Boxes(tensor), gt_classes=classes)
+
+
+def _on_cpu(predictions: Predictions) -> Predictions:
+    quality = predictions.quality_logits
+    return Predictions(
+        predictions.cls_logits.float().cpu(),
+        predictions.boxes.float().cpu(),
+        None if quality is None else quality.float().cpu(),
+    )
