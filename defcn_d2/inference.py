@@ -1,9 +1,9 @@
 """From scores and boxes of all locations to detections (method section 8)."""
 
 import torch
-from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torchvision.ops import nms
 
 from .structures import Predictions
 
@@ -42,7 +42,7 @@ def find_candidates(
         values = (values * quality.gather(1, locations)).sqrt()
     results = []
     for i, image_size in enumerate(image_sizes):
-        keep = kept[i]
+        keep = torch.nonzero(kept[i]).squeeze(1)
         candidates = Instances(image_size)
         candidates.pred_boxes = Boxes(predictions.boxes[i, locations[i][keep]].float())
         candidates.scores = values[i][keep]
@@ -91,13 +91,30 @@ def keep_best(
         nms_thresh: IoU above which the lower of two scores of one class is dropped; None: no
             non-maximum suppression.
     """
+    order = candidates.scores.sort(descending=True, stable=True).indices
     if nms_thresh is None:
-        order = candidates.scores.sort(descending=True, stable=True).indices
-    else:
-        order = batched_nms(
-            candidates.pred_boxes.tensor, candidates.scores, candidates.pred_classes, nms_thresh
-        )
-    return candidates[order[:max_detections]]
+        return candidates[order[:max_detections]]
+    # Whether a box stays, only boxes of higher scores decide: often the best few are enough.
+    count = 4 * max_detections
+    while True:
+        best = candidates[order[:count]]
+        kept = _class_wise_nms(best, nms_thresh)
+        if len(kept) >= max_detections or count >= len(order):
+            return best[kept[:max_detections]]
+        count *= 4
+
+
+def _class_wise_nms(candidates: Instances, nms_thresh: float) -> Tensor:
+    """Indices of those that stay, best first.
+
+    Classes are moved apart by more than the boxes' extent, in float64: with torchvision's
+    ``batched_nms`` those of different classes may meet where coordinates are negative.
+    """
+    boxes = candidates.pred_boxes.tensor.double()
+    if len(boxes) == 0:
+        return boxes.new_zeros(0, dtype=torch.int64)
+    offsets = candidates.pred_classes * (boxes.max() - boxes.min() + 1)
+    return nms(boxes + offsets[:, None], candidates.scores.double(), nms_thresh)
 
 
 def _quality(predictions: Predictions) -> Tensor | None:

@@ -136,7 +136,10 @@ class DeFCN(nn.Module):
                 topk=self.max_detections,
             )
         else:
-            candidates = self.find_candidates(priors, predictions, images.image_sizes)
+            # Without NMS the best of all are among the best as many of every level.
+            ranked = self.nms_thresh is None and self.head.quality_branch != "centerness"
+            limit = self.max_detections if ranked else None
+            candidates = self.find_candidates(priors, predictions, images.image_sizes, limit)
             detections = [
                 keep_best(found, self.max_detections, self.nms_thresh) for found in candidates
             ]
@@ -198,16 +201,23 @@ class DeFCN(nn.Module):
         return losses
 
     def find_candidates(
-        self, priors: Priors, predictions: Predictions, image_sizes: list[tuple[int, int]]
+        self,
+        priors: Priors,
+        predictions: Predictions,
+        image_sizes: list[tuple[int, int]],
+        limit: int | None = None,
     ) -> list[Instances]:
-        """Raw detections of every image, before NMS (if any) and the limit on their number."""
+        """Raw detections of every image, before NMS (if any) and the limit on their number.
+
+        ``limit``: so many of every level are enough.
+        """
         return find_candidates(
             predictions,
             priors.level_sizes,
             image_sizes,
             centerness=self.head.quality_branch == "centerness",
             score_thresh=self.score_thresh,
-            topk=self.topk_candidates,
+            topk=self.topk_candidates if limit is None else min(limit, self.topk_candidates),
         )
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:

@@ -112,10 +112,6 @@ def test_against_the_method(
             predictions[i], priors.level_sizes, quality == "centerness", threshold, limit
         )
         assert_equal(listed(candidates[i]), expected)
-        # torchvision moves every class beyond the largest coordinate of the one before it, where
-        # boxes of negative coordinates may meet those of another class.
-        candidates[i].pred_boxes.tensor += 200
-        expected = [(s, [value + 200 for value in box], label) for s, box, label in expected]
         best = keep_best(candidates[i], max_detections, nms)
         assert_equal(listed(best), slow_best(expected, max_detections, nms))
 
@@ -152,6 +148,40 @@ def test_both_paths_agree_above_the_threshold(seed: int, mean: float) -> None:
         assert_equal(listed(topk[topk.scores > 0.05]), listed(keep_best(candidates, 100)))
 
 
+@given(st.integers(0, 2**16), st.sampled_from([1, 3, 10]), st.booleans())
+def test_scores_that_are_equal(seed: int, limit: int, quality: bool) -> None:
+    """Which of them are taken is open; the scores are those of the method, each pair comes once."""
+    priors = make_priors(*SIZE)
+    drawn = random_predictions(priors, NUM_CLASSES, 1, seed=seed, quality=quality)
+    rounded = None if drawn.quality_logits is None else drawn.quality_logits.round()
+    boxes = torch.arange(float(len(priors)))[:, None].repeat(1, 4)[None]
+    predictions = Predictions(drawn.cls_logits.round(), boxes, rounded)
+    (found,) = find_candidates(predictions, priors.level_sizes, [SIZE], topk=limit)
+    expected = slow_candidates(predictions[0], priors.level_sizes, limit=limit)
+    assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-5)
+    locations = found.pred_boxes.tensor[:, 0].long()
+    scores = predictions.fused().sigmoid()[0, locations, found.pred_classes]
+    torch.testing.assert_close(found.scores, scores)
+    assert len(set(zip(locations.tolist(), found.pred_classes.tolist()))) == len(found)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_layout_of_the_logits(layout: str) -> None:
+    priors = make_priors(*SIZE)
+    predictions = random_predictions(priors, NUM_CLASSES, 2)
+    logits = predictions.cls_logits
+    if layout == "contiguous":  # (N, K, R) in memory
+        logits = logits.transpose(1, 2).contiguous().transpose(1, 2)
+    other = Predictions(logits, predictions.boxes, predictions.quality_logits)
+    arguments = (priors.level_sizes, [SIZE, SIZE])
+    for a, b in zip(
+        find_candidates(predictions, *arguments, topk=7),
+        find_candidates(other, *arguments, topk=7),
+        strict=True,
+    ):
+        assert listed(a) == listed(b)
+
+
 def test_at_most_as_many_candidates_as_the_level_has_locations() -> None:
     priors = make_priors(8, 16, strides=(8,))
     predictions = Predictions(torch.zeros(1, 2, 5), priors.boxes[None])
@@ -178,6 +208,21 @@ def test_nms_is_within_classes() -> None:
     assert keep_best(candidates, 100, 0.95).scores.tolist() == pytest.approx([0.9, 0.8, 0.3, 0.1])
     assert keep_best(candidates, 2).scores.tolist() == pytest.approx([0.9, 0.8])
     assert len(keep_best(candidates[:0], 100, 0.6)) == len(keep_best(candidates[:0], 100)) == 0
+
+
+@pytest.mark.parametrize("max_detections", [1, 5, 50])
+def test_nms_among_many_that_overlap(max_detections: int) -> None:
+    """The best few candidates leave too few detections, so that more of them must be looked at."""
+    generator = torch.Generator().manual_seed(0)
+    corners = 4 * torch.rand(600, 2, generator=generator) - 10
+    candidates = Instances(
+        (40, 40),
+        pred_boxes=Boxes(torch.cat([corners, corners + 20], dim=1)),
+        scores=torch.rand(600, generator=generator),
+        pred_classes=torch.arange(600) % 2,
+    )
+    expected = slow_best(listed(candidates), max_detections, 0.7)
+    assert_equal(listed(keep_best(candidates, max_detections, 0.7)), expected)
 
 
 def trained_like(*opts: object) -> nn.Module:

@@ -125,10 +125,15 @@ def sorted_candidates(
     priors: Priors,
     predictions: Predictions,
     image_sizes: list[tuple[int, int]],
+    limit: int | None = None,
+    *,
     score_thresh: float,
     topk: int,
 ) -> list[Instances]:
-    """The candidates of one image as the method words it: sort all scores of a level."""
+    """The candidates of one image as the method words it: sort all scores of a level.
+
+    Stands in for ``DeFCN.find_candidates``, whatever ``limit``.
+    """
     scores = predictions.fused().sigmoid()[0]
     found = []
     for level, boxes in zip(
