@@ -14,8 +14,8 @@ from .page import Picture, array_png, figure_png
 
 _BINS = np.linspace(0, 1, 26)
 _NOTE = (
-    "Green: true positives. Orange, dashed: duplicates, with their score alone unless they are many. Red: background. "
-    "White: objects that nothing has found."
+    "Green: true positives. Orange, dashed: duplicates, with their score where they are few. "
+    "Red: background. White: objects that nothing has found."
 )
 _MANY = 8  # duplicates, whose scores would cover the image
 _STYLES = (("without NMS", "-"), ("with NMS", "--"))
@@ -80,7 +80,7 @@ def _tile(one: Judged, classes: Sequence[str], score: float, caption: str) -> np
         marks.append(Mark(one.boxes[i], text, KIND_COLORS[one.kinds[i]], dashed))
     counts = [int((one.kinds[kept] == kind).sum()) for kind in range(IGNORED)]
     numbers = ", ".join(
-        f"{n} {name}" for n, name in zip(counts, ("true", "duplicate", "background"))
+        f"{n} {name}" for n, name in zip(counts, ("true", "duplicates", "background"))
     )
     return tile(
         read_rgb(one.file_name), marks, f"{caption}: {numbers}", side=520, size=11, square=False
