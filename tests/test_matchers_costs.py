@@ -92,7 +92,7 @@ def test_focal_cost(seed: int, num_gts: int, num_classes: int, alpha: float, gam
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(7, num_classes, generator=generator)
     gt_classes = torch.randint(num_classes, (num_gts,), generator=generator)
-    cost = costs.focal_cost(logits, gt_classes, alpha, gamma)
+    cost = costs.focal_cost(Predictions(logits, torch.zeros(7, 4)), gt_classes, alpha, gamma)
     for g in range(num_gts):
         for r in range(7):
             expected = 0.0

@@ -1,6 +1,7 @@
 """Scores and costs of pairs of ground truth and location, the terms that matchers add up.
 
-They are (M, R), without an (M, R, K) tensor, or (P,), of the pairs that are allowed.
+They are (M, R), without an (M, R, K) tensor, or (P,), of the pairs that are allowed. What is made
+of a prediction that is NaN or infinite is not finite itself, and loses to all that is.
 """
 
 import torch
@@ -23,9 +24,9 @@ def class_probability(predictions: Predictions, gt_classes: Tensor, fused: bool)
     Returns:
         (M, R) float32 in [0, 1].
     """
-    probability = predictions.cls_logits[:, gt_classes].float().sigmoid()
+    probability = _nan_for_infinity(predictions.cls_logits[:, gt_classes]).sigmoid_()
     if fused and predictions.quality_logits is not None:
-        probability = probability * predictions.quality_logits.float().sigmoid()[:, None]
+        probability *= _nan_for_infinity(predictions.quality_logits).sigmoid_()[:, None]
     return probability.t()
 
 
@@ -45,7 +46,7 @@ def prediction_quality(
         (M, R) float32 in [0, 1].
     """
     probability = class_probability(predictions, gt_classes, fused)
-    overlap = pairwise_iou(gt_boxes, predictions.boxes.float())
+    overlap = pairwise_iou(gt_boxes, _nan_for_infinity(predictions.boxes))
     return probability.pow_(1 - alpha) * overlap.pow_(alpha)
 
 
@@ -56,10 +57,11 @@ def pair_quality(predictions: Predictions, pairs: Pairs, alpha: float) -> Tensor
         predictions: of all images.
     """
     where = (pairs.images, pairs.locations)
-    probability = predictions.cls_logits[where + (pairs.gt_classes,)].float().sigmoid()
+    logits = predictions.cls_logits[where + (pairs.gt_classes,)]
+    probability = _nan_for_infinity(logits).sigmoid_()
     if predictions.quality_logits is not None:
-        probability *= predictions.quality_logits[where].float().sigmoid()
-    overlap = iou(pairs.gt_boxes, predictions.boxes[where].float())
+        probability *= _nan_for_infinity(predictions.quality_logits[where]).sigmoid_()
+    overlap = iou(pairs.gt_boxes, _nan_for_infinity(predictions.boxes[where]))
     return probability.pow_(1 - alpha) * overlap.pow_(alpha)
 
 
@@ -82,18 +84,18 @@ def smallness(priors: Priors, gt_boxes: Tensor) -> Tensor:
     return -box_area(gt_boxes)[:, None].expand(-1, len(priors))
 
 
-def focal_cost(logits: Tensor, gt_classes: Tensor, alpha: float, gamma: float) -> Tensor:
+def focal_cost(predictions: Predictions, gt_classes: Tensor, alpha: float, gamma: float) -> Tensor:
     """Focal loss over all classes of every location, were it to learn each ground truth's class.
 
     Args:
-        logits: (R, K) float.
+        predictions: of one image; the quality branch is folded in, where there is one.
         gt_classes: (M,) int64.
         alpha, gamma: of the focal loss (arXiv 1708.02002, eq. 5).
 
     Returns:
         (M, R) float32, non-negative.
     """
-    logits = logits.float()
+    logits = _fused(predictions)
     background = focal_negative(logits, alpha, gamma)
     foreground = focal_positive(logits, alpha, gamma)
     # The one-hot target differs from background in a single class.
@@ -101,7 +103,7 @@ def focal_cost(logits: Tensor, gt_classes: Tensor, alpha: float, gamma: float) -
 
 
 def pair_focal_cost(predictions: Predictions, pairs: Pairs, alpha: float, gamma: float) -> Tensor:
-    """``focal_cost`` of the fused logits, of the pairs alone: (P,) float32, non-negative.
+    """``focal_cost`` of the pairs alone: (P,) float32, non-negative.
 
     Args:
         predictions: of all images.
@@ -110,7 +112,7 @@ def pair_focal_cost(predictions: Predictions, pairs: Pairs, alpha: float, gamma:
     if len(pairs.images) < predictions.boxes.shape[:2].numel():
         predictions = predictions[index]
         index = (torch.arange(len(pairs.images), device=pairs.images.device),)
-    logits = predictions.fused()
+    logits = _fused(predictions)
     background = focal_negative(logits, alpha, gamma).sum(dim=-1)[index]
     own = logits[index + (pairs.gt_classes,)]
     return background + (focal_positive(own, alpha, gamma) - focal_negative(own, alpha, gamma))
@@ -144,3 +146,18 @@ def l1_cost(gt_boxes: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Ten
     height, width = image_size
     scale = gt_boxes.new_tensor([width, height, width, height])
     return torch.cdist(gt_boxes / scale, boxes.float() / scale, p=1)
+
+
+def _fused(predictions: Predictions) -> Tensor:
+    """``predictions.fused()``, NaN where one of the two logits is infinite."""
+    quality = predictions.quality_logits
+    return Predictions(
+        _nan_for_infinity(predictions.cls_logits),
+        predictions.boxes,
+        None if quality is None else _nan_for_infinity(quality),
+    ).fused()
+
+
+def _nan_for_infinity(x: Tensor) -> Tensor:
+    """A copy in float32: the infinite logit of a probability of 1 must not win."""
+    return x.float().nan_to_num(torch.nan, torch.nan, torch.nan)

@@ -73,7 +73,7 @@ class ForegroundLoss(BatchMatcher):
 
     def _match_dense(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor
-        cost = focal_cost(predictions.fused(), gt.gt_classes, self.focal_alpha, self.focal_gamma)
+        cost = focal_cost(predictions, gt.gt_classes, self.focal_alpha, self.focal_gamma)
         cost = cost + self.giou_weight * (1 - pairwise_giou(gt_boxes, predictions.boxes.float()))
         allowed = F.inside_center(priors, gt_boxes, self.radius)
         return Assignment(F.hungarian_dense(-cost, allowed, NOT_ALLOWED))

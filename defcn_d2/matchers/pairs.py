@@ -53,15 +53,18 @@ def center_pairs(priors: Priors, gt_instances: list[Instances], radius: float) -
     gt_boxes = torch.cat([gt.gt_boxes.tensor for gt in gt_instances])
     gt_classes = torch.cat([gt.gt_classes for gt in gt_instances])
     num_gts = [len(gt) for gt in gt_instances]
-    images = torch.arange(len(num_gts)).repeat_interleave(torch.tensor(num_gts))
+    images = torch.from_numpy(np.repeat(np.arange(len(num_gts)), num_gts))
     images = images.to(gt_boxes.device, non_blocking=True)
     if priors.level_shapes is None:
-        gt_idxs, locations = torch.nonzero(inside_center(priors, gt_boxes, radius), as_tuple=True)
+        gt_idxs, locations = inside_center(priors, gt_boxes, radius).nonzero(as_tuple=True)
         allowed = torch.ones_like(gt_idxs, dtype=torch.bool)
     else:
         gt_idxs, locations, allowed = _cells_in_regions(
             priors, priors.level_shapes, gt_boxes, radius
         )
+        if allowed.device.type == "cpu":  # a GPU would have to be waited for
+            kept = allowed.nonzero().squeeze(1)
+            gt_idxs, locations, allowed = gt_idxs[kept], locations[kept], allowed[kept]
     return Pairs(
         gt_idxs=gt_idxs,
         images=images[gt_idxs],
@@ -116,9 +119,6 @@ def _cells_in_regions(
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     low, high = low.flatten(0, 1)[regions], high.flatten(0, 1)[regions]
     allowed = on_grid & ((centers > low) & (centers < high)).all(dim=1)
-    if device.type == "cpu":  # costs nothing here
-        allowed_idxs = torch.nonzero(allowed).squeeze(1)
-        return gt_idxs[allowed_idxs], locations[allowed_idxs], allowed[allowed_idxs]
     return gt_idxs, locations, allowed
 
 

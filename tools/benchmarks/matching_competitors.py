@@ -1,0 +1,117 @@
+"""POTO's qualities and assignment: over the full matrix, plainly and with care, and over pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from defcn_d2.matchers.costs import prediction_quality
+from defcn_d2.matchers.functional import hungarian_dense, inside_center
+from defcn_d2.matchers.poto import POTO
+from defcn_d2.structures import BACKGROUND, Assignment, Predictions, Priors
+
+ALPHA, STRIDES = 0.8, (8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a matcher gets for a batch, and the radius of its prior (0: the whole box)."""
+
+    priors: Priors
+    predictions: Predictions
+    gt_instances: list[Instances]
+    radius: float
+
+
+def plain(problem: Problem) -> list[Tensor]:
+    """Quality of every pair, -1 outside of the prior, scipy's solver: image by image."""
+    return [
+        _plain(problem.priors, problem.predictions[i], gt, problem.radius)
+        for i, gt in enumerate(problem.gt_instances)
+    ]
+
+
+def _plain(priors: Priors, predictions: Predictions, gt: Instances, radius: float) -> Tensor:
+    """(R,) int64, as ``Assignment.gt_idxs``."""
+    boxes, centers = gt.gt_boxes.tensor, priors.centers
+    probability = predictions.cls_logits[:, gt.gt_classes].sigmoid()
+    assert predictions.quality_logits is not None
+    probability = (probability * predictions.quality_logits.sigmoid()[:, None]).t()
+    iou = pairwise_iou(gt.gt_boxes, Boxes(predictions.boxes.float()))
+    quality = probability ** (1 - ALPHA) * iou**ALPHA
+
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    if radius:
+        middle, reach = (low + high) / 2, priors.strides[:, None] * radius
+        low, high = torch.maximum(middle - reach, low), torch.minimum(middle + reach, high)
+    inside = torch.cat([centers - low, high - centers], dim=-1).amin(dim=-1) > 0
+    quality = quality.masked_fill(~inside, -1)
+
+    gts, locations = (
+        torch.from_numpy(idxs) for idxs in linear_sum_assignment(quality, maximize=True)
+    )
+    reached = quality[gts, locations] >= 0
+    gt_idxs = torch.full((len(priors),), BACKGROUND)
+    gt_idxs[locations[reached]] = gts[reached]
+    return gt_idxs
+
+
+def careful(problem: Problem) -> list[Tensor]:
+    """As ``plain``, but no (M, R, 4) tensor, and intermediate results that stay in the cache.
+
+    What ``MATCHER.KEEP_UNREACHABLE`` does, which has to look at all pairs.
+    """
+    results = []
+    for i, gt in enumerate(problem.gt_instances):
+        boxes, predictions = gt.gt_boxes.tensor, problem.predictions[i]
+        quality = prediction_quality(predictions, boxes, gt.gt_classes, ALPHA, fused=True)
+        allowed = inside_center(problem.priors, boxes, problem.radius)
+        gt_idxs = hungarian_dense(quality, allowed)
+        reached = allowed[gt_idxs, torch.arange(len(gt_idxs))]  # of background, the last row
+        results.append(gt_idxs.masked_fill(~reached, BACKGROUND))
+    return results
+
+
+def over_pairs(problem: Problem) -> list[Tensor]:
+    """The matcher of this package."""
+    matcher = POTO(alpha=ALPHA, radius=problem.radius)
+    results: list[Assignment] = matcher.match_batch(
+        problem.priors, problem.predictions, problem.gt_instances
+    )
+    return [result.gt_idxs for result in results]
+
+
+COMPETITORS: dict[str, Callable[[Problem], list[Tensor]]] = {
+    "plain full matrix": plain,
+    "careful full matrix": careful,
+    "pairs": over_pairs,
+}
+
+
+def assert_equal(problem: Problem) -> None:
+    """All competitors match the same locations to the same ground truths, up to rounding.
+
+    Where the pairs differ, the totals of the qualities must not differ by more than float32 rounds.
+    """
+    expected = plain(problem)
+    for competitor in (careful, over_pairs):
+        for image, gt_idxs in enumerate(competitor(problem)):
+            if not torch.equal(gt_idxs, expected[image]):
+                actual, best = (_total(problem, image, x) for x in (gt_idxs, expected[image]))
+                torch.testing.assert_close(actual, best, rtol=1e-6, atol=0)
+
+
+def _total(problem: Problem, image: int, gt_idxs: Tensor) -> Tensor:
+    """What the matching adds to the total of the full matrix, in float64."""
+    locations = torch.nonzero(gt_idxs >= 0).squeeze(1)
+    gt, predictions = problem.gt_instances[image][gt_idxs[locations]], problem.predictions[image]
+    assert predictions.quality_logits is not None
+    probability = predictions.cls_logits[locations, gt.gt_classes].double().sigmoid()
+    probability *= predictions.quality_logits[locations].double().sigmoid()
+    iou = pairwise_iou(gt.gt_boxes, Boxes(predictions.boxes[locations].float())).diag().double()
+    return (probability ** (1 - ALPHA) * iou**ALPHA + 1).sum()
