@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_files import WIDTH, make_content, write_set
+from coco_files import make_content, write_set
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,5 +87,9 @@ def test_missing_images(tmp_path):
     (sentence,) = findings.sentences(fatal=True)
     first = f"images that are not there: 2, first '{root}/deep/b.png', '{root}/a.png'; put them"
     assert sentence.startswith(first)
-    with pytest.raises(DatasetError, match=f"the folder of images '{root}/x' cannot be read"):
-        find_missing([images[0]._replace(file_name=f"x/{WIDTH}.png")], root, findings)
+    find_missing([images[0]._replace(file_name="none/x.png")], root, findings)
+    assert f"3, first '{root}/deep/b.png', '{root}/a.png', '{root}/none/x.png'" in " ".join(
+        findings.sentences(fatal=True)
+    )
+    with pytest.raises(DatasetError, match=f"the folder of images '{root}/none' cannot be read"):
+        find_missing(images, root / "none", findings)

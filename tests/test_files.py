@@ -27,3 +27,6 @@ def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         missing_files([str(tmp_path / "none" / "a.jpg")])
     assert caught.value.filename == str(tmp_path / "none")
+    (tmp_path / "file").touch()
+    files = [str(tmp_path / name) for name in ("none/a.jpg", "file/a.jpg", "file")]
+    assert missing_files(files, folders_may_miss=True) == files[:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,15 +31,16 @@ def find_missing(images: Sequence[CocoImage], image_root: Path, findings: Findin
     """Images that are not in their folder.
 
     Raises:
-        DatasetError: a folder is not there.
+        DatasetError: the folder itself is not there, or one in it cannot be read.
     """
     files = [str(image_root / image.file_name) for image in images]
     try:
-        findings.add_all(_MISSING, missing_files(files), repr)
+        os.listdir(image_root)
+        findings.add_all(_MISSING, missing_files(files, folders_may_miss=True), repr)
     except OSError as error:
         raise DatasetError(
-            f"the folder of images {error.filename!r} cannot be read ({error.strerror}): correct "
-            f"the folder of images ({str(image_root)!r}) or the 'file_name' of the images below it"
+            f"the folder of images {str(error.filename)!r} cannot be read ({error.strerror}): put it "
+            "there, or correct its name"
         ) from error
 
 
