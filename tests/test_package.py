@@ -12,17 +12,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from detectron2.engine import default_argument_parser
 from helpers import ROOT
 
 import defcn_d2
 from defcn_d2 import config_files
-from defcn_d2.engine import UserError, load_config
+from defcn_d2.engine import UserError, command_line, load_config
 
 BUILD = """
-import sys
+import os, sys, tarfile
 from setuptools import build_meta
 target = sys.argv[1]
-print(build_meta.build_wheel(target), build_meta.build_sdist(target))
+wheel, sdist = build_meta.build_wheel(target), build_meta.build_sdist(target)
+build_meta.build_editable(os.path.join(target, "editable"))
+assert not os.path.exists("defcn_d2/configs"), "an editable install has the checkout's configs"
+with tarfile.open(os.path.join(target, sdist)) as file:
+    file.extractall(os.path.join(target, "unpacked"))
+os.chdir(os.path.join(target, "unpacked", sdist.removesuffix(".tar.gz")))
+build_meta.build_wheel(os.path.join(target, "of_sdist"))
+print(wheel, sdist)
 """
 
 
@@ -85,10 +93,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_wheel_holds_modules_and_configs_and_no_more(built: Built) -> None:
     assert built.wheel.name.endswith("-py3-none-any.whl")
-    with zipfile.ZipFile(built.wheel) as file:
-        names = [name for name in file.namelist() if ".dist-info/" not in name]
+    names = _names(built.wheel)
     expected = [*built.modules, *(f"defcn_d2/{name}" for name in built.configs)]
-    assert sorted(names) == sorted(expected)
+    assert names == sorted(expected)
+    assert _names(built.wheel.parent / "of_sdist" / built.wheel.name) == names
+
+
+def _names(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as file:
+        return sorted(name for name in file.namelist() if ".dist-info/" not in name)
 
 
 def test_sdist_holds_what_a_build_needs_and_no_more(built: Built) -> None:
@@ -168,6 +181,17 @@ def test_short_names_where_a_file_is_expected(
     (tmp_path / "shapes" / "POTO").write_text("no yaml")
     with pytest.raises(UserError, match="is not a .yaml file"):
         load_config("shapes/POTO")
+
+
+def test_short_name_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectron2's own setup reads the file again, for the log."""
+    taken = []
+    monkeypatch.setattr(command_line, "default_setup", lambda cfg, args: taken.append(args))
+    monkeypatch.setattr(command_line, "setup_logging", lambda *args: None)
+    args = ["--config-file", "shapes/POTO", "OUTPUT_DIR", str(tmp_path)]
+    cfg = command_line.setup(default_argument_parser().parse_args(args))
+    assert cfg.MODEL.DEFCN.NUM_CLASSES == 7
+    assert taken[0].config_file == str(ROOT / "configs" / "shapes" / "POTO.yaml")
 
 
 def test_a_package_without_its_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

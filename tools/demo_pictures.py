@@ -1,8 +1,8 @@
 """The pictures of ``make demo``: curves of a run, and detections beside the ground truth."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from demo_results import read_metrics
@@ -14,19 +14,10 @@ from matplotlib.figure import Figure
 
 from defcn_d2.engine import Predictor, load_config
 from defcn_d2.engine.cpu import use_cpu
-
-# A box (x0, y0, x1, y1), its class, and its score if it is a detection.
-Entry = tuple[list[float], int, float | None]
-
-# BGR, one a class, told apart on any ground by their dark rim.
-COLORS = [
-    *((60, 60, 255), (60, 200, 255), (80, 220, 80), (255, 200, 60)),
-    *((255, 90, 90), (255, 80, 220), (200, 255, 255), (160, 160, 160)),
-]
-TILE = 440  # pixels, the side of an image in the grid
-CAPTION = 34  # pixels above it
-GAP = 24  # pixels between pairs
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+from defcn_d2.predictor import read_rgb
+from defcn_d2.visualization.boxes import Mark, grid, tile
+from defcn_d2.visualization.colors import class_color
+from defcn_d2.visualization.page import array_jpeg
 
 
 def load_cfg(config_file: str, opts: list[str]) -> CfgNode:
@@ -84,67 +75,27 @@ def draw_detections(
     classes = MetadataCatalog.get(name).thing_classes
     pairs = []
     for record in records[:count]:
-        image = cv2.imread(record["file_name"])
-        assert image is not None, record["file_name"]
-        truth: list[Entry] = [
-            (BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS), a["category_id"], None)
+        image = read_rgb(record["file_name"])
+        truth = [
+            _mark(
+                BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS),
+                a["category_id"],
+                classes[a["category_id"]],
+            )
             for a in record["annotations"]
         ]
-        found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
+        found = predictor(image)
         found = found[found.scores >= threshold]
-        detections: list[Entry] = [
-            (found.pred_boxes.tensor[i].tolist(), int(found.pred_classes[i]), float(score))
-            for i, score in enumerate(found.scores)
+        boxes, numbers = found.pred_boxes.tensor.tolist(), found.pred_classes.tolist()
+        detections = [
+            _mark(box, number, f"{classes[number]} {score:.2f}")
+            for box, number, score in zip(boxes, numbers, found.scores.tolist())
         ]
-        left = _tile(image, truth, classes, "ground truth")
-        right = _tile(image, detections, classes, f"detections, score >= {threshold}")
+        left = tile(image, truth, "ground truth")
+        right = tile(image, detections, f"detections, score ≥ {threshold}")
         pairs.append(np.hstack([left, right]))
-    if len(pairs) % 2:
-        pairs.append(np.full_like(pairs[0], 255))
-    gap = np.full((pairs[0].shape[0], GAP, 3), 255, np.uint8)
-    rows = [np.hstack([pairs[i], gap, pairs[i + 1]]) for i in range(0, len(pairs), 2)]
-    cv2.imwrite(str(output), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    output.write_bytes(array_jpeg(grid(pairs, 2, gap=24), quality=88))
 
 
-def _tile(image: np.ndarray, entries: list[Entry], classes: list[str], caption: str) -> np.ndarray:
-    """The image enlarged, with boxes and names, under a caption."""
-    scale = (TILE - 8) / max(image.shape[:2])
-    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    labels: list[tuple[int, int, int, int]] = []
-    entries = sorted(entries, key=lambda entry: entry[0][1])
-    for thickness, rim in ((4, (0, 0, 0)), (2, None)):
-        for box, category, _ in entries:
-            x0, y0, x1, y1 = (round(v * scale) for v in box)
-            color = rim or COLORS[category % len(COLORS)]
-            cv2.rectangle(large, (x0, y0), (x1, y1), color, thickness)
-    for box, category, score in entries:  # names last, above all boxes
-        text = classes[category] if score is None else f"{classes[category]} {score:.2f}"
-        corner = round(box[0] * scale), round(box[1] * scale)
-        _label(large, text, *corner, COLORS[category % len(COLORS)], labels)
-    tile = np.full((TILE + CAPTION, TILE, 3), 255, np.uint8)
-    tile[CAPTION : CAPTION + large.shape[0], : large.shape[1]] = large
-    cv2.putText(tile, caption, (2, 24), FONT, 0.62, (40, 40, 40), 1, cv2.LINE_AA)
-    return tile
-
-
-def _label(
-    image: np.ndarray,
-    text: str,
-    x: int,
-    y: int,
-    color: tuple[int, ...],
-    taken: list[tuple[int, int, int, int]],
-) -> None:
-    """Write a box's name at its top, lower where another name stands already."""
-    (width, height), _ = cv2.getTextSize(text, FONT, 0.45, 1)
-    width, height = width + 4, height + 6
-    x = max(0, min(x, image.shape[1] - width))
-    y = max(0, y - height)
-    while any(
-        x < right and left < x + width and y < bottom and top < y + height
-        for left, top, right, bottom in taken
-    ):
-        y += height
-    taken.append((x, y, x + width, y + height))
-    cv2.rectangle(image, (x, y), (x + width, y + height), color, -1)
-    cv2.putText(image, text, (x + 2, y + height - 4), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+def _mark(box: Sequence[float], number: int, text: str) -> Mark:
+    return Mark(box, text, class_color(number))

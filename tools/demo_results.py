@@ -25,18 +25,10 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.json`` by iteration; of what was done twice after a kill, the last.
+    """The rows of a ``metrics.json`` by iteration, see ``defcn_d2.visualization.curves``."""
+    from defcn_d2.visualization.curves import read_metrics  # here, as it needs PyTorch
 
-    A row holds the scalars of its iteration. A line cut off by a kill is left out.
-    """
-    rows: dict[int, dict[str, float]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        rows.setdefault(row["iteration"], {}).update(row)
-    return [rows[iteration] for iteration in sorted(rows)]
+    return read_metrics(path)
 
 
 def last_evaluation(rows: list[dict[str, float]], iterations: int) -> dict[str, float] | None:

@@ -70,6 +70,7 @@ class Workers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._tasks.cancel_join_thread()  # images that nobody will take must not keep this one
         for process in self._processes:
             process.terminate()
         for process in self._processes:
