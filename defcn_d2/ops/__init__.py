@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from defcn_d2.ops.checks import check_arguments
 from defcn_d2.ops.library import load
-from defcn_d2.ops.reference import compose, max_filter_3d_reference
+from defcn_d2.ops.reference import compose, compose_plain, max_filter_3d_reference
 
-__all__ = ["is_compiled", "max_filter_3d", "max_filter_3d_reference", "report"]
+__all__ = [
+    "is_compiled",
+    "max_filter_3d",
+    "max_filter_3d_reference",
+    "report",
+    "standard_operators",
+]
 
 _library = load()
+_standard = contextvars.ContextVar("standard operators only", default=False)
+
+
+@contextlib.contextmanager
+def standard_operators() -> Iterator[None]:
+    """Within the block, operators are composed of PyTorch's own, for graphs to run elsewhere.
+
+    For inference: the order among equal values, which gradients follow, is not kept.
+    """
+    token = _standard.set(True)
+    try:
+        yield
+    finally:
+        _standard.reset(token)
 
 
 def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) -> list[Tensor]:
@@ -39,6 +61,8 @@ def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) 
         TypeError, ValueError: see :func:`defcn_d2.ops.checks.check_arguments`.
     """
     check_arguments(levels, tau, kernel_size)
+    if _standard.get():
+        return compose_plain(levels, tau, kernel_size)
     if not levels or torch.onnx.is_in_onnx_export():  # ONNX has Resize, Max and MaxPool
         return compose(levels, tau, kernel_size)
     device_type = levels[0].device.type

@@ -39,6 +39,15 @@ def compose(levels: Sequence[Tensor], tau: int, kernel_size: int) -> list[Tensor
     return outputs
 
 
+def compose_plain(levels: Sequence[Tensor], tau: int, kernel_size: int) -> list[Tensor]:
+    """:func:`compose` for inference, without a look at memory formats: those of symbolic sizes are
+    conditions that an exported graph would carry."""
+    return [
+        _pool_merged(_neighbours(levels, index, tau // 2), kernel_size)
+        for index in range(len(levels))
+    ]
+
+
 def _format_of(level: Tensor) -> torch.memory_format:
     if level.is_contiguous(memory_format=torch.channels_last) and not level.is_contiguous():
         return torch.channels_last

@@ -1,0 +1,53 @@
+"""What travels with an exported model: names of the classes, how to feed it, where it is from."""
+
+import json
+
+from detectron2.config import CfgNode
+
+import defcn_d2
+
+from ..engine.predictor import metadata_of
+from .detector import DeployedDetector
+
+
+def describe(cfg: CfgNode, detector: DeployedDetector) -> dict[str, str]:
+    """Properties of the file; all but ``version`` and ``config`` are JSON values.
+
+    ``class_names`` (numbers where the names are not known), ``category_ids`` (those of the
+    annotation file, by class), ``strides``, ``input_format`` (order of the channels),
+    ``pixel_mean`` (the value for padding), ``size_divisibility``, ``min_size`` and ``max_size``
+    (sides that images are resized to for tests), ``resize`` ([height, width] inside the graph, or
+    null), ``topk``, ``precision``, ``nms_threshold`` (IoU of the class-wise NMS that remains to be
+    done, or null).
+    """
+    node = cfg.MODEL.DEFCN
+    values = {
+        "class_names": class_names(cfg),
+        "category_ids": _category_ids(cfg),
+        "strides": detector.detector.head.strides,
+        "input_format": cfg.INPUT.FORMAT,
+        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+        "size_divisibility": detector.divisibility,
+        "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "resize": detector.resize,
+        "topk": detector.topk,
+        "precision": str(detector.dtype).removeprefix("torch."),
+        "nms_threshold": node.NMS_THRESH_TEST if node.NMS_TYPE == "class_wise" else None,
+    }
+    properties = {name: json.dumps(value) for name, value in values.items()}
+    return {"version": defcn_d2.__version__, "config": cfg.dump(), **properties}
+
+
+def class_names(cfg: CfgNode) -> list[str]:
+    """One for each class: of the config's data set where that knows as many, else numbers."""
+    names = metadata_of(cfg).get("thing_classes") or []
+    number = cfg.MODEL.DEFCN.NUM_CLASSES
+    return list(names) if len(names) == number else [str(index) for index in range(number)]
+
+
+def _category_ids(cfg: CfgNode) -> list[int]:
+    mapping = metadata_of(cfg).get("thing_dataset_id_to_contiguous_id") or {}
+    ids = {number: category for category, number in mapping.items()}
+    number = cfg.MODEL.DEFCN.NUM_CLASSES
+    return [ids[index] for index in range(number)] if len(ids) == number else list(range(number))

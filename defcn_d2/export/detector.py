@@ -1,0 +1,138 @@
+"""A detector as a fixed sequence of standard operators: images in, the best k detections out."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from ..meta_arch import DeFCN
+from .preparation import fold_batch_norms, to_half
+
+
+class DeployedDetector(nn.Module):
+    """``DeFCN`` for deployment: preprocessing and top-k inside, no NMS, no branches, no lists.
+
+    It holds a copy of the model's weights, on the CPU, in inference mode.
+
+    Attributes:
+        topk: k, detections an image; the same for every image.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        model: DeFCN,
+        topk: int,
+        resize: tuple[int, int] | None = None,
+        half: bool = False,
+    ):
+        """
+        Args:
+            model: a trained detector.
+            topk: detections an image.
+            resize: (height, width) in pixels that the images are stretched to, bilinearly and
+                without antialiasing; None: they are taken as they are.
+            half: compute in float16, but for preprocessing, normalisations, scores and boxes.
+        """
+        super().__init__()
+        detector = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        detector.criteria = nn.ModuleList()
+        detector.to(memory_format=torch.contiguous_format)
+        fold_batch_norms(detector)
+        detector.prior_generator = GridPriors(detector.prior_generator)
+        if half:
+            to_half(detector.backbone)
+            to_half(detector.head)
+        self.detector = detector
+        self.dtype = torch.float16 if half else torch.float32
+        self.topk = topk
+        self.resize = resize
+        self.register_buffer("pixel_mean", detector.pixel_mean.clone())
+        self.register_buffer("pixel_std", detector.pixel_std.clone())
+        self.divisibility = max(detector.backbone.size_divisibility, 1)
+        self.num_classes: int = detector.head.cls_score.out_channels
+        self.centerness = detector.head.quality_branch == "centerness"
+        smallest = sum(math.ceil(self.divisibility / stride) ** 2 for stride in model.head.strides)
+        #: Locations that no image has: the smallest one gives k detections with them.
+        self.extra_locations = max(0, math.ceil(topk / self.num_classes) - smallest)
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            images: (N, C, H, W) float32, values 0..255, channels in the order of INPUT.FORMAT;
+                any N, H and W of at least 1.
+
+        Returns:
+            boxes (N, k, 4) float32, xyxy in pixels of ``images``, within the image;
+            scores (N, k) float32, descending; classes (N, k) int64. An image with fewer than k
+            candidates ends with empty boxes of score 0.
+        """
+        _, predictions = self.detector.predict(self._preprocess(images).to(self.dtype))
+        scores = predictions.cls_logits.float().sigmoid()
+        if predictions.quality_logits is not None:
+            scores = scores * predictions.quality_logits.float().sigmoid().unsqueeze(-1)
+            if self.centerness:
+                scores = scores.sqrt()
+        boxes = predictions.boxes.float()
+        if self.extra_locations:
+            scores = F.pad(scores, (0, 0, 0, self.extra_locations))
+            boxes = F.pad(boxes, (0, 0, 0, self.extra_locations))
+        values, indices = scores.flatten(1).topk(self.topk)
+        locations = indices // self.num_classes
+        boxes = boxes.gather(1, locations.unsqueeze(-1).expand(-1, -1, 4))
+        return self._in_pixels(boxes, images), values, indices - locations * self.num_classes
+
+    def _preprocess(self, images: Tensor) -> Tensor:
+        """Stretch, normalise, and pad at the bottom and the right to the size divisibility."""
+        if self.resize is not None:
+            images = F.interpolate(images, self.resize, mode="bilinear", align_corners=False)
+        images = (images - self.pixel_mean) / self.pixel_std
+        step = self.divisibility
+        height, width = images.shape[2], images.shape[3]
+        bottom = (height + step - 1) // step * step - height
+        right = (width + step - 1) // step * step - width
+        return F.pad(images, (0, right, 0, bottom))
+
+    def _in_pixels(self, boxes: Tensor, images: Tensor) -> Tensor:
+        """Boxes of the stretched image in pixels of the given one, clipped to it."""
+        # sums of ones: the only way to a size as a tensor that all exporters keep dynamic
+        width = torch.ones_like(images[0, 0, 0]).sum()
+        height = torch.ones_like(images[0, 0, :, 0]).sum()
+        limits = torch.stack([width, height, width, height])
+        if self.resize is not None:
+            boxes = boxes * (limits / limits.new_tensor([*self.resize[::-1], *self.resize[::-1]]))
+        return torch.minimum(boxes.clamp(min=0), limits)
+
+
+class GridPriors(nn.Module):
+    """Priors as Detectron2's ``DefaultAnchorGenerator`` has them, one a location.
+
+    Counted in whole cells, since an exporter makes nothing of the length of a range of floats.
+    """
+
+    def __init__(self, generator: Any):
+        super().__init__()
+        self.strides: list[int] = generator.strides
+        self.offset: float = generator.offset
+        for level, cell in enumerate(generator.cell_anchors):
+            self.register_buffer(f"cell{level}", cell.clone())
+
+    def forward(self, features: list[Tensor]) -> list[Boxes]:
+        """(N, C, H_l, W_l) per level to H_l * W_l boxes each, row-major, in pixels."""
+        levels = []
+        for level, (feature, stride) in enumerate(zip(features, self.strides)):
+            rows, columns = feature.shape[2], feature.shape[3]
+            y = (torch.arange(rows, device=feature.device) + self.offset) * stride
+            x = (torch.arange(columns, device=feature.device) + self.offset) * stride
+            y, x = y.unsqueeze(1).expand(rows, columns), x.expand(rows, columns)
+            centers = torch.stack([x, y, x, y], dim=-1)
+            boxes = centers + getattr(self, f"cell{level}")
+            levels.append(Boxes(boxes.flatten(0, 1)))
+        return levels
