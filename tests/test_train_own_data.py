@@ -139,3 +139,13 @@ def test_an_image_of_another_size(tmp_path, capsys, workers):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "an image is not what its annotations say: " in error
     assert f"for image {files[1]}" in error and "got (64, 48), expect (65, 48)" in error
+
+
+def test_a_file_that_is_no_image(tmp_path, capsys):
+    files = write_set(tmp_path)
+    for path in files[1].rglob("*.png"):
+        path.write_text("no image")
+    assert train(tmp_path, *keys("TRAIN", files), "DATALOADER.NUM_WORKERS", 1) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "an image is not what its annotations say: " in error
+    assert "cannot identify image file" in error and f"{files[1]}" in error

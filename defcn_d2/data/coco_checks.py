@@ -39,8 +39,8 @@ def find_missing(images: Sequence[CocoImage], image_root: Path, findings: Findin
         findings.add_all(_MISSING, missing_files(files, folders_may_miss=True), repr)
     except OSError as error:
         raise DatasetError(
-            f"the folder of images {str(error.filename)!r} cannot be read ({error.strerror}): put it "
-            "there, or correct its name"
+            f"the folder of images {str(error.filename)!r} cannot be read ({error.strerror}): put "
+            "it there, or correct its name"
         ) from error
 
 
