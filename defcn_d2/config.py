@@ -140,8 +140,9 @@ def _add_data_config(cfg: CN) -> None:
     node.TRAIN.ANNOTATIONS = ""
     # Folder that the `file_name` of its images are relative to.
     node.TRAIN.IMAGES = ""
-    # The same of the data to evaluate with.
+    # File of annotations to evaluate with, of the same categories.
     node.VAL.ANNOTATIONS = ""
+    # Folder that the `file_name` of its images are relative to.
     node.VAL.IMAGES = ""
     # Names of the classes by ascending category id; [] is set to those of the file.
     node.CLASSES = []
