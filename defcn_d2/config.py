@@ -126,6 +126,9 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Of SOLVER.AMP.ENABLED: "float16", with a scaler (CUDA alone), or "bfloat16" (a CPU as well).
     cfg.SOLVER.AMP.PRECISION = "float16"
+    # Micro batches of a step: IMS_PER_BATCH stays the number of images of a whole step (and the
+    # learning rate what it is), of which 1 / ACCUMULATE are in memory at a time.
+    cfg.SOLVER.ACCUMULATE = 1
     # Evaluate the same raw detections again with class-wise NMS, and report the gap.
     cfg.TEST.WITH_NMS = False
 

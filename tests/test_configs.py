@@ -147,7 +147,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "SOLVER.BASE_LR": 4e-5,
         "SOLVER.WEIGHT_DECAY": 1e-4,
         "SOLVER.CLIP_GRADIENTS.ENABLED": True,
-        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 1.0,
         "SOLVER.CLIP_GRADIENTS.NORM_TYPE": 2.0,
         "TEST.DETECTIONS_PER_IMAGE": 100,

@@ -85,6 +85,24 @@ def test_gradients_are_clipped_where_asked(name, kind):
     assert model.weight.grad.item() == 0.25
 
 
+@pytest.mark.parametrize("name, kind", [("SGD", torch.optim.SGD), ("AdamW", torch.optim.AdamW)])
+def test_norms_are_clipped_alone_or_together(name, kind):
+    """Gradients 3 and 4: Detectron2's "norm" takes each by itself, "full_model" both as one."""
+    clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "1.0"]
+    for clip_type, expected in (("norm", [1, 1]), ("full_model", [0.6, 0.8])):
+        model = nn.Linear(1, 1)
+        opts = ["SOLVER.OPTIMIZER", name, *clip, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type]
+        optimizer = build_optimizer(load_config(CONFIG, opts), model)
+        assert isinstance(optimizer, kind)
+        before = model.weight.item()
+        model.weight.grad, model.bias.grad = torch.full((1, 1), 3.0), torch.full((1,), 4.0)
+        optimizer.step()
+        found = [model.weight.grad.item(), model.bias.grad.item()]
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert model.weight.item() != before
+        assert optimizer.step(lambda: 7.0) == 7.0 or clip_type == "norm"  # which returns nothing
+
+
 def test_unknown_optimizer():
     with pytest.raises(UserError, match="SOLVER.OPTIMIZER 'Adam' is unknown; one of: SGD, AdamW"):
         build_optimizer(load_config(CONFIG, ["SOLVER.OPTIMIZER", "Adam"]), Small())

@@ -37,6 +37,9 @@ def checked(*arguments: str) -> None:
     check(load_config(args.config_file, args.opts), args)
 
 
+CLIP = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True"]
+
+
 def test_a_good_command_passes():
     checked()
 
@@ -103,6 +106,14 @@ def test_missing_config_file(tmp_path):
         (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST names no data set"),
         (["SOLVER.OPTIMIZER", "adamw"], "'adamw' is unknown; did you mean 'AdamW'?"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0"),
+        (["SOLVER.ACCUMULATE", "0"], "SOLVER.ACCUMULATE is 0, but must be 1 or more"),
+        (["SOLVER.ACCUMULATE", "3"], r"IMS_PER_BATCH is 4, but .* SOLVER.ACCUMULATE \(3\) times"),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "3"], "REFERENCE_WORLD_SIZE is 3, but must be 0 or"),
+        ([*CLIP, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "nrom"], "CLIP_TYPE 'nrom' is unknown; one of"),
+        (
+            [*CLIP, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.0"],
+            "CLIP_VALUE is 0.0, but must be above",
+        ),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER is 0, but must be above 0"),
         (["SOLVER.BASE_LR", "-0.1"], "SOLVER.BASE_LR is -0.1"),
         (["INPUT.FORMAT", "BRG"], "INPUT.FORMAT 'BRG' is unknown"),

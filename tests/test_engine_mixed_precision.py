@@ -26,6 +26,7 @@ from defcn_d2.engine.mixed_precision import (
     build_step_trainer,
     check_precision,
 )
+from defcn_d2.engine.step import StepTrainer
 
 NUM_CLASSES = 3
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
@@ -139,6 +140,15 @@ def test_tiny_gradients_survive_float16_by_the_scale() -> None:
     assert model.linear.weight.item() == pytest.approx(0.9, rel=1e-3)
 
 
+@pytest.mark.parametrize("options", [BF16, FP16])
+def test_micro_batches(options: dict) -> None:
+    """One step of two: the scale is that of the step, the gradient the mean of theirs."""
+    trainer = quadratic(micro_batches=2, **options)
+    trainer.data_loader[1] = trainer.data_loader[1] / 2
+    run(trainer, 1)
+    assert trainer.model.linear.weight.item() == pytest.approx(1 - 2 * (0.25 + 0.25 / 4) / 2)
+
+
 def test_scale_is_saved_and_resumed() -> None:
     trainer = quadratic(**FP16)
     run(trainer, 1)
@@ -175,7 +185,7 @@ def test_choice_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
     model = Quadratic()
     arguments = (model, [], torch.optim.SGD(model.parameters(), lr=1.0))
-    assert type(build_step_trainer(tiny_cfg(), *arguments)) is SimpleTrainer
+    assert type(build_step_trainer(tiny_cfg(), *arguments)) is StepTrainer
     for device, name, dtype in (
         ("cuda", "float16", torch.float16),
         ("cuda", "bfloat16", torch.bfloat16),
@@ -186,6 +196,7 @@ def test_choice_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
         trainer = build_step_trainer(cfg, *arguments)
         assert isinstance(trainer, MixedPrecisionTrainer)
         assert (trainer.device_type, trainer.dtype) == (device.split(":")[0], dtype)
+        assert trainer.micro_batches == 1
         assert scalers.pop() == (trainer.device_type, dtype == torch.float16)
 
 

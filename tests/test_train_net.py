@@ -42,7 +42,8 @@ def test_train_resume_evaluate(tmp_path):
     assert [x["iteration"] for x in first if "bbox/AP" in x] == [0, 2]
     assert not any("nms_gap" in x for x in first)
 
-    assert train(tmp_path, "--resume", "SOLVER.MAX_ITER", "4", "TEST.WITH_NMS", "True") == 0
+    again = ("SOLVER.MAX_ITER", "4", "TEST.WITH_NMS", "True", "SOLVER.ACCUMULATE", "2")
+    assert train(tmp_path, "--resume", *again) == 0
     last = metrics(tmp_path)[-1]
     assert last["iteration"] == 4
     assert last["nms_gap"] == last["bbox_nms/AP"] - last["bbox/AP"]
@@ -52,6 +53,7 @@ def test_train_resume_evaluate(tmp_path):
     # time adds up, evaluations left out
     seconds = [x["train_seconds"] for x in metrics(tmp_path) if "train_seconds" in x]
     assert len(seconds) == 2 and 0 < seconds[0] < seconds[1]
+    assert {"images_per_second", "data_share"} <= set(metrics(tmp_path)[-2])
     # the optimizer went on from the second step
     checkpoint = torch.load(tmp_path / "model_final.pth")
     state = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]

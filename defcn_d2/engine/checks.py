@@ -14,7 +14,8 @@ from .datasets import check_classes, check_names
 from .errors import UserError, as_user_error, nearest
 from .evaluators import evaluator_type
 from .mixed_precision import check_precision
-from .optimizer import OPTIMIZERS
+from .optimizer import OPTIMIZERS, check_clipping
+from .scaling import scale_to_workers
 
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -124,17 +125,29 @@ def _check_ema(cfg: CfgNode) -> None:
         )
 
 
+def _check_batch(solver: CfgNode, processes: int) -> None:
+    images, parts = solver.IMS_PER_BATCH, solver.ACCUMULATE
+    if parts < 1:
+        raise UserError(f"SOLVER.ACCUMULATE is {parts}, but must be 1 or more micro batches")
+    if images < 1 or images % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {images}, but must be a positive multiple of the number of "
+            f"processes ({processes})"
+        )
+    if images % (processes * parts):
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {images}, but must be a multiple of SOLVER.ACCUMULATE "
+            f"({parts}) times the number of processes ({processes})"
+        )
+
+
 def _check_solver(cfg: CfgNode, processes: int) -> None:
-    solver = cfg.SOLVER
+    solver = scale_to_workers(cfg, max(1, processes)).SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         known = nearest(solver.OPTIMIZER, OPTIMIZERS)
         raise UserError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is unknown; {known}")
-    images = solver.IMS_PER_BATCH
-    if images < 1 or images % max(1, processes):
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {images}, but must be a positive multiple of the number of "
-            f"processes ({max(1, processes)})"
-        )
+    _check_batch(solver, max(1, processes))
+    check_clipping(cfg)
     for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "BASE_LR"):
         if solver[key] <= 0:
             raise UserError(f"SOLVER.{key} is {solver[key]}, but must be above 0")

@@ -1,21 +1,20 @@
 """Mixed precision: training steps whose network runs in float16 or bfloat16."""
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, SimpleTrainer
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import UserError
+from .step import StepTrainer
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class MixedPrecisionTrainer(AMPTrainer):
-    """Detectron2's ``AMPTrainer`` on any device, in either precision.
+class MixedPrecisionTrainer(StepTrainer):
+    """What Detectron2's ``AMPTrainer`` is, on any device, in either precision, with micro batches.
 
     Detectron2 insists on CUDA, and v0.5 on float16. The model's forward runs under autocast; what
     a ``DeFCN`` matches and its losses are in float32 or float64 nevertheless. Weights, gradients
@@ -28,17 +27,19 @@ class MixedPrecisionTrainer(AMPTrainer):
         data_loader: Iterable,
         optimizer: torch.optim.Optimizer,
         *,
+        micro_batches: int = 1,
         device_type: str,
         dtype: torch.dtype,
     ):
         """
         Args:
+            micro_batches: see ``StepTrainer``.
             device_type: "cuda" or "cpu".
             dtype: float16, with a scaler that keeps small gradients from vanishing and skips the
                 steps whose gradients overflow; or bfloat16, whose range is float32's: without one.
         """
-        scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
-        super().__init__(model, data_loader, optimizer, grad_scaler=scaler)
+        super().__init__(model, data_loader, optimizer, micro_batches)
+        self.grad_scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
         self.device_type = device_type
         self.dtype = dtype
 
@@ -46,35 +47,38 @@ class MixedPrecisionTrainer(AMPTrainer):
         """The context of a forward pass."""
         return torch.autocast(self.device_type, self.dtype)
 
-    def run_step(self) -> None:
-        assert self.model.training, "the model was changed to eval mode"
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+    def forward(self, data: list[dict]) -> dict[str, Tensor]:
         with self.autocast():
-            losses = self.model(data)
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self._write_metrics(losses, data_time)
+            return super().forward(data)
+
+    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+        self.grad_scaler.scale(loss).backward(retain_graph=retain_graph)
+
+    def update(self) -> None:
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a checkpoint of any precision: without a scale in it, from the initial."""
-        scale = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
-        super().load_state_dict({**state_dict, "grad_scaler": scale})
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 def build_step_trainer(
     cfg: CfgNode, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
-    """What makes a training step, as ``SOLVER.AMP`` and ``MODEL.DEVICE`` say."""
+) -> StepTrainer:
+    """What makes a training step, as ``SOLVER.AMP``, ``ACCUMULATE`` and ``MODEL.DEVICE`` say."""
     if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, data_loader, optimizer)
+        return StepTrainer(model, data_loader, optimizer, cfg.SOLVER.ACCUMULATE)
     return MixedPrecisionTrainer(
         model,
         data_loader,
         optimizer,
+        micro_batches=cfg.SOLVER.ACCUMULATE,
         device_type=torch.device(cfg.MODEL.DEVICE).type,
         dtype=PRECISIONS[cfg.SOLVER.AMP.PRECISION],
     )

@@ -1,5 +1,7 @@
 """The optimizer that ``SOLVER.OPTIMIZER`` names."""
 
+from collections.abc import Callable
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd
@@ -10,22 +12,65 @@ from torch import nn
 from .errors import UserError
 
 OPTIMIZERS = ("SGD", "AdamW")
+CLIP_TYPES = ("value", "norm", "full_model")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """
     "SGD" is Detectron2's, with ``SOLVER.MOMENTUM`` and ``SOLVER.NESTEROV``; "AdamW" has torch's
     default betas. Both take from ``SOLVER``: ``BASE_LR``, ``WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM``,
-    ``WEIGHT_DECAY_BIAS``, ``BIAS_LR_FACTOR``, ``CLIP_GRADIENTS``.
+    ``WEIGHT_DECAY_BIAS``, ``BIAS_LR_FACTOR``, ``CLIP_GRADIENTS``. Of its ``CLIP_TYPE`` "value" and
+    "norm" are Detectron2's, which clips each parameter by itself; "full_model" scales the gradient
+    of all parameters together to a norm of ``CLIP_VALUE`` at most.
 
     Raises:
-        UserError: another name.
+        UserError: another name; see ``check_clipping``.
     """
     name = cfg.SOLVER.OPTIMIZER
-    if name == "SGD":
-        return build_sgd(cfg, model)
-    if name != "AdamW":
+    if name not in OPTIMIZERS:
         raise UserError(f"SOLVER.OPTIMIZER {name!r} is unknown; one of: {', '.join(OPTIMIZERS)}")
+    check_clipping(cfg)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
+        return _build_without_full_model(cfg, model)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    optimizer = _build_without_full_model(cfg, model)
+    optimizer.__class__ = full_model_clipped(type(optimizer), clip.CLIP_VALUE, clip.NORM_TYPE)
+    return optimizer
+
+
+def check_clipping(cfg: CfgNode) -> None:
+    """Raise ``UserError`` for values of ``SOLVER.CLIP_GRADIENTS`` that do not exist."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return
+    name = "SOLVER.CLIP_GRADIENTS"
+    if clip.CLIP_TYPE not in CLIP_TYPES:
+        known = ", ".join(CLIP_TYPES)
+        raise UserError(f"{name}.CLIP_TYPE {clip.CLIP_TYPE!r} is unknown; one of: {known}")
+    if clip.CLIP_VALUE <= 0:
+        raise UserError(f"{name}.CLIP_VALUE is {clip.CLIP_VALUE}, but must be above 0")
+
+
+def full_model_clipped(
+    kind: type[torch.optim.Optimizer], max_norm: float, norm_type: float = 2.0
+) -> type[torch.optim.Optimizer]:
+    """``kind``, whose step first scales all gradients to a common norm of ``max_norm`` at most."""
+
+    class FullModelClipped(kind):  # type: ignore[misc, valid-type]
+        def step(self, closure: Callable[[], float] | None = None) -> float | None:
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+            return super().step(closure)
+
+    return FullModelClipped
+
+
+def _build_without_full_model(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        return build_sgd(cfg, model)
     params = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,

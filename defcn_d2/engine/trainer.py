@@ -21,7 +21,6 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import (
-    CommonMetricPrinter,
     EventWriter,
     JSONWriter,
     TensorboardXWriter,
@@ -42,6 +41,8 @@ from .evaluators import build_evaluator
 from .hooks import TrainingTime
 from .mixed_precision import build_step_trainer
 from .optimizer import build_optimizer
+from .scaling import scale_to_workers
+from .throughput import MetricPrinter, Throughput
 
 # Detectron2 v0.5 leaves the optimizer out of its checkpoints.
 _SAVES_OPTIMIZER = "state_dict" in vars(DefaultTrainer)
@@ -77,6 +78,11 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Detectron2's, for the keys of this project as well; see ``scale_to_workers``."""
+        return scale_to_workers(cfg, num_workers)
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model of a config; ``UserError`` where a value in it is at fault."""
@@ -111,7 +117,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         records = load_records(cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        return build_detection_train_loader(cfg, dataset=records)
+        images = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
+        return build_detection_train_loader(cfg, dataset=records, total_batch_size=images)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -138,9 +145,12 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, model, evaluators)
 
     def build_hooks(self) -> list[HookBase]:
-        own: list[HookBase] = [TrainingTime()]
-        if self.ema is not None:  # first: what comes after saves and evaluates, or takes the time
-            own.insert(0, EMAUpdate(self.ema))
+        own: list[HookBase] = []  # first: what comes after saves and evaluates
+        if self.ema is not None:
+            own.append(EMAUpdate(self.ema))
+        own.append(TrainingTime())
+        if comm.is_main_process():
+            own.append(Throughput(self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.DATALOADER.NUM_WORKERS))
         evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         theirs = [evaluation if type(x) is EvalHook else x for x in super().build_hooks()]
         return [*own, *theirs]
@@ -156,7 +166,7 @@ class Trainer(DefaultTrainer):
         PathManager.mkdirs(folder)
         metrics = os.path.join(folder, "metrics.json")
         end_last_line(metrics)
-        writers: list[EventWriter] = [CommonMetricPrinter(self.max_iter), JSONWriter(metrics)]
+        writers: list[EventWriter] = [MetricPrinter(self.max_iter), JSONWriter(metrics)]
         if importlib.util.find_spec("tensorboard"):
             writers.append(TensorboardXWriter(folder))
         return writers
