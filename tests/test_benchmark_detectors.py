@@ -36,12 +36,22 @@ def make_steps(*names: str, image: tuple[int, int] = (64, 64)) -> dict[str, Trai
 def test_table_of_the_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "step", "--rounds", "2", "--image", "64", "96", "--no-memory")
+    run(monkeypatch, "step", "--rounds", "2", "--image", "64", "96", "--only", "time")
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0][2:] for row in rows[1:]] == detectors.names()
     assert {row.count("|") for row in rows} == {2 + 2 + len(PHASES)}
     (retinanet,) = (row for row in rows if detectors.RETINANET in row)
     assert retinanet.endswith(" 1.00x |")
+
+
+def test_table_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peaks = {"POTO": 30 * 2**20, detectors.RETINANET: 40 * 2**20}
+    monkeypatch.setattr(step_memory, "peak_bytes", lambda name, *size: peaks[name])
+    run(monkeypatch, "step", "--only", "memory", "--detectors", *peaks)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows[1:] == ["| POTO | 30 | 0.75x |", f"| {detectors.RETINANET} | 40 | 1.00x |"]
 
 
 def test_profile_of_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

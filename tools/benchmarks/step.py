@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detectors", nargs="+", default=None, metavar="NAME", help="some of them, not all"
     )
     parser.add_argument("--channels-last", action="store_true", help="memory format of all")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    parser.add_argument("--only", choices=("time", "memory"), help="one of the two tables")
     parser.add_argument(
         "--profile", type=Path, metavar="DIR", help="traces and the largest entries, no timing"
     )
@@ -52,25 +52,39 @@ def run(arguments: argparse.Namespace) -> str:
     if min(image) < 32:
         raise SystemExit(f"--image must be at least 32 32, got {image[0]} {image[1]}")
     inputs = detectors.make_inputs(arguments.batch, image, arguments.objects, arguments.device)
-    steps = {
-        name: TrainingStep(detectors.build(name, arguments.device, arguments.channels_last), inputs)
-        for name in names
-    }
+    memory_format = "channels_last" if arguments.channels_last else "contiguous"
+    parts = [
+        f"{machine(arguments.device)}; {arguments.batch} x 3 x {image[0]} x {image[1]}, "
+        f"{arguments.objects} objects an image, R-50, float32, {memory_format}."
+    ]
+    on_cpu = arguments.device == "cpu"
+    steps = {}
+    if arguments.only != "memory" or not on_cpu:
+        for name in names:
+            model = detectors.build(name, arguments.device, arguments.channels_last)
+            steps[name] = TrainingStep(model, inputs)
     with EventStorage(0):
         assert_sane(steps)
         if arguments.profile:
             return "\n\n".join(
-                profile_call(name, step, arguments.profile, arguments.device != "cpu")
+                profile_call(name, step, arguments.profile, not on_cpu)
                 for name, step in steps.items()
             )
-        samples = time_phases(steps, arguments.rounds)
-    peaks = {} if arguments.no_memory else _peaks(steps, arguments)
-    memory_format = "channels_last" if arguments.channels_last else "contiguous"
-    note = (
-        f"{machine(arguments.device)}; {arguments.batch} x 3 x {image[0]} x {image[1]}, "
-        f"{arguments.objects} objects an image, R-50, float32, {memory_format}."
-    )
-    return f"{note}\n\n{_table(samples, peaks)}"
+        if arguments.only != "memory":
+            parts.append(_time_table(time_phases(steps, arguments.rounds)))
+        if arguments.only != "time":
+            size = (image, arguments.batch, arguments.objects, arguments.channels_last)
+            parts.append(
+                _memory_table(
+                    {
+                        name: step_memory.peak_bytes(name, *size)
+                        if on_cpu
+                        else cuda_peak_bytes(steps[name])
+                        for name in names
+                    }
+                )
+            )
+    return "\n\n".join(parts)
 
 
 def assert_sane(steps: Mapping[str, TrainingStep]) -> None:
@@ -85,7 +99,7 @@ def assert_sane(steps: Mapping[str, TrainingStep]) -> None:
         assert all(gradients[key].any() for key in gradients if "cls_score" in key), name
         with torch.no_grad():
             features[name] = step.model.backbone(step.model.preprocess_image(step.inputs).tensor)
-    first = next(iter(features.values()))
+    first = next(iter(features.values()), {})
     for of_detector in features.values():
         for level in first:
             torch.testing.assert_close(of_detector[level], first[level])
@@ -117,33 +131,34 @@ def _names(arguments: argparse.Namespace) -> list[str]:
     return arguments.detectors or known
 
 
-def _peaks(steps: dict[str, TrainingStep], arguments: argparse.Namespace) -> dict[str, float]:
-    """MiB."""
-    if arguments.device == "cpu":
-        size = (tuple(arguments.image), arguments.batch, arguments.objects)
-        return {name: step_memory.peak_bytes(name, *size) / 2**20 for name in steps}
-    peaks = {}
-    with EventStorage(0):
-        for name, step in steps.items():
-            torch.cuda.reset_peak_memory_stats(arguments.device)
-            before = torch.cuda.memory_allocated(arguments.device)
-            step()
-            peaks[name] = (torch.cuda.max_memory_allocated(arguments.device) - before) / 2**20
-    return peaks
+def cuda_peak_bytes(step: TrainingStep) -> int:
+    """As ``step_memory.peak_bytes``, on the GPU of the step."""
+    device = step.inputs[0]["image"].device
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
-def _table(samples: dict[str, dict[str, Sample]], peaks: dict[str, float]) -> str:
+def _time_table(samples: dict[str, dict[str, Sample]]) -> str:
     """Ratios are to RetinaNet, where it takes part; medians of the ratios of each round."""
     base = samples.get(detectors.RETINANET)
     header = ["detector", "step, ms", *(f"{phase}, ms" for phase in PHASES)]
-    header += ["against RetinaNet"] * bool(base) + ["peak memory, MiB"] * bool(peaks)
     rows = []
     for name, of_detector in samples.items():
         row = [name, str(of_detector["step"]), *(str(of_detector[phase]) for phase in PHASES)]
         if base:
             pairs = zip(of_detector["step"].seconds, base["step"].seconds)
             row.append(f"{statistics.median(own / other for own, other in pairs):.2f}x")
-        if peaks:
-            row.append(f"{peaks[name]:.0f}")
         rows.append(row)
-    return markdown(header, rows)
+    return markdown(header + ["against RetinaNet"] * bool(base), rows)
+
+
+def _memory_table(peaks: dict[str, int]) -> str:
+    base = peaks.get(detectors.RETINANET)
+    header = ["detector", "peak memory of a step beyond the weights, MiB"]
+    rows = [
+        [name, f"{peak / 2**20:.0f}"] + ([f"{peak / base:.2f}x"] if base else [])
+        for name, peak in peaks.items()
+    ]
+    return markdown(header + ["against RetinaNet"] * bool(base), rows)

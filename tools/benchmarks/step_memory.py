@@ -1,6 +1,6 @@
 """Peak memory of a training step.
 
-    python -m benchmarks.step_memory DETECTOR HEIGHT WIDTH BATCH OBJECTS
+    python -m benchmarks.step_memory DETECTOR HEIGHT WIDTH BATCH OBJECTS CHANNELS_LAST
 
 prints the bytes by which that process grew at its largest: activations, temporary values and
 gradients, but not the weights.
@@ -13,10 +13,12 @@ import sys
 from benchmarks.process_memory import growth, run_alone
 
 
-def peak_bytes(detector: str, image: tuple[int, int], batch: int, objects: int) -> int:
+def peak_bytes(
+    detector: str, image: tuple[int, int], batch: int, objects: int, channels_last: bool = False
+) -> int:
     """On the CPU, in a fresh interpreter."""
-    arguments = [detector, *map(str, image), str(batch), str(objects)]
-    return run_alone("benchmarks.step_memory", arguments)
+    numbers = (*image, batch, objects, int(channels_last))
+    return run_alone("benchmarks.step_memory", [detector, *map(str, numbers)])
 
 
 def main() -> None:
@@ -27,8 +29,9 @@ def main() -> None:
     from benchmarks.training_step import TrainingStep
 
     name = sys.argv[1]
-    height, width, batch, objects = map(int, sys.argv[2:6])
-    step = TrainingStep(detectors.build(name), detectors.make_inputs(1, (64, 64), 1))
+    height, width, batch, objects, channels_last = map(int, sys.argv[2:7])
+    model = detectors.build(name, channels_last=bool(channels_last))
+    step = TrainingStep(model, detectors.make_inputs(1, (64, 64), 1))
     with EventStorage(0):
         step()  # thread pools and code are loaded
         step.inputs = detectors.make_inputs(batch, (height, width), objects)
