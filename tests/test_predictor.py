@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
+from demo_runs import tiny_weights
 from tiny_data import CONFIG, TINY_MODEL, tiny_sets
-from torch import nn
 
 import defcn_d2
 from defcn_d2.engine import Predictor as ConfigPredictor
@@ -19,15 +18,9 @@ OPTS = [*TINY_MODEL, "TEST.DETECTIONS_PER_IMAGE", "5"]
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that finds something everywhere."""
+def weights() -> Path:
     tiny_sets()
-    torch.manual_seed(0)
-    model = build_model(load_config(CONFIG, TINY_MODEL))
-    nn.init.constant_(model.head.bbox_pred.bias, 2.0)
-    path = tmp_path_factory.mktemp("weights") / "model.pth"
-    torch.save({"model": model.state_dict()}, path)
-    return path
+    return Path(tiny_weights())
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from demo_runs import tiny_weights
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from helpers import ROOT
 from html_page import Page
 from PIL import Image
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
-from torch import nn
 
-from defcn_d2.engine import UserError, load_config
-from defcn_d2.visualization import run
-from defcn_d2.visualization.command_line import parse_arguments
+from defcn_d2.engine import UserError
+from defcn_d2.visualization.command_line import parse_arguments, run
 from defcn_d2.visualization.curves import draw_curves, load_runs
 from defcn_d2.visualization.judged import (
     BACKGROUND,
@@ -36,14 +33,9 @@ OPTS = [*TINY_MODEL, *TINY_SETS]
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+def weights() -> str:
     tiny_sets()
-    torch.manual_seed(0)
-    model = build_model(load_config(CONFIG, TINY_MODEL))
-    nn.init.constant_(model.head.bbox_pred.bias, 2.0)
-    path = str(tmp_path_factory.mktemp("weights") / "model.pth")
-    torch.save({"model": model.state_dict()}, path)
-    return path
+    return tiny_weights()
 
 
 @pytest.fixture(scope="module")

@@ -74,14 +74,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     video = None if images else open_source(source)
     window = None if args.output or args.json else Window()
     metadata = metadata_of(cfg)
+    names = metadata.get("thing_classes") or []
     results = Results(args.json, metadata) if args.json else None
     with detector(cfg, args) as detect:
         if video is not None:
             target = output_file(source, args.output) if args.output else None
-            status = run_on_video(video, source, detect, metadata, target, window, results)
+            status = run_on_video(video, source, detect, names, target, window, results)
         else:
             targets = output_files(images, args.output) if args.output else None
-            status = run_on_images(images, targets, detect, metadata, window, results)
+            status = run_on_images(images, targets, detect, names, window, results)
     if results is not None:
         results.write()
     return status

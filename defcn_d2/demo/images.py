@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
-import numpy as np
-from detectron2.data import Metadata
-from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
 from ..engine import UserError
 from ..predictor import read_rgb
+from .drawing import draw_detections
 from .parallel import Item, Result
 from .results import Results, image_ids
 from .window import Window
@@ -24,7 +22,7 @@ def run_on_images(
     files: Sequence[str],
     targets: Sequence[Path] | None,
     detect: Callable[[Iterable[Item]], Iterator[Result]],
-    metadata: Metadata,
+    names: Sequence[str],
     window: Window | None,
     results: Results | None = None,
 ) -> int:
@@ -34,6 +32,7 @@ def run_on_images(
         files: what cannot be read is told and left out.
         targets: a file for the drawing of each, or None.
         detect: (tag, RGB image) to (tag, image, detections), in order.
+        names: of the classes.
         window: where drawings are shown, a key apart; or None.
         results: takes all detections; or None.
 
@@ -61,8 +60,7 @@ def run_on_images(
         if target is None and window is None:
             continue
         scale = max(1.0, _SHORT_SIDE / min(image.shape[:2]))
-        drawing = Visualizer(image, metadata, scale=scale).draw_instance_predictions(found)
-        pixels = np.ascontiguousarray(drawing.get_image()[:, :, ::-1])
+        pixels = draw_detections(image, found, names, scale)
         if target is not None and not cv2.imwrite(str(target), pixels):
             raise UserError(f"cannot write {str(target)!r}: give another --output")
         if window is not None and not window.show(pixels, wait=True):

@@ -4,17 +4,16 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import cv2
 import numpy as np
-from detectron2.data import Metadata
-from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 
 from ..engine import UserError
+from .drawing import draw_detections
 from .files import make_folder
 from .parallel import Item, Result
 from .results import Results
@@ -37,7 +36,7 @@ def run_on_video(
     video: cv2.VideoCapture,
     source: str | int,
     detect: Callable[[Iterable[Item]], Iterator[Result]],
-    metadata: Metadata,
+    names: Sequence[str],
     target: Path | None,
     window: Window | None,
     results: Results | None = None,
@@ -48,6 +47,7 @@ def run_on_video(
         video: from ``open_source``.
         source: its name, or the number of the camera.
         detect: (tag, RGB image) to (tag, image, detections), in order.
+        names: of the classes.
         target: a file that appears when all is done, or None.
         window: where the frames are shown, or None.
         results: takes all detections, with the frame's number from 0 as the image's; or None.
@@ -58,7 +58,6 @@ def run_on_video(
     Raises:
         UserError: there is no frame to read, or the output cannot be written.
     """
-    visualizer = VideoVisualizer(metadata)
     frames = Frames(video, source)
     began = time.monotonic()
     done = 0
@@ -71,9 +70,7 @@ def run_on_video(
                 if results is not None:
                     results.add(number, str(source), found)
                 if target is not None or window is not None:
-                    drawing = visualizer.draw_instance_predictions(rgb, found).get_image()
-                    # matplotlib may round the size
-                    pixels = cv2.resize(drawing[:, :, ::-1], (rgb.shape[1], rgb.shape[0]))
+                    pixels = draw_detections(rgb, found, names)
                 if target is not None:
                     if writer is None:
                         writer = stack.enter_context(

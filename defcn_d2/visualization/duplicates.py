@@ -113,7 +113,8 @@ def draw_statistics(judged: Sequence[Judged], with_nms: Sequence[Judged], score:
         _precision(right, scores, kinds, name, style)
     right.set(xlabel="least score", ylabel="share", xlim=(0, 1), ylim=(0, 1.02))
     right.set_title("Detections at or above a score", fontsize=10)
-    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=9)
+    if right.lines:  # none where nothing was found
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=9)
     for axes in (left, middle, right):
         axes.axvline(score, color="black", linewidth=0.8, linestyle=":")
         axes.grid(alpha=0.25)
