@@ -116,6 +116,13 @@ def slow_match(
     return F.hungarian(quality, allowed)
 
 
+def up_to_twins(gt_idxs: Tensor, gt: Instances) -> list[int]:
+    """Of equal ground truths the first: powers are rounded by their place in a tensor."""
+    keys = [(*box, c) for box, c in zip(gt.gt_boxes.tensor.tolist(), gt.gt_classes.tolist())]
+    first = [keys.index(key) for key in keys]
+    return [first[g] if g >= 0 else BACKGROUND for g in gt_idxs.tolist()]
+
+
 @pytest.mark.parametrize("solver", ["hungarian", "argmax"])
 @given(cases(), RADII, st.booleans())
 def test_a_batch_is_matched_as_its_images_are(
@@ -129,9 +136,9 @@ def test_a_batch_is_matched_as_its_images_are(
     results = matcher.match_batch(priors, predictions, batch)
     assert (results[1].gt_idxs == BACKGROUND).all()
     for i in (0, 2):
-        assert torch.equal(matcher(priors, predictions[i], batch[i]).gt_idxs, results[i].gt_idxs)
         expected = slow_match(priors, predictions[i], batch[i], radius, solver)
-        assert torch.equal(results[i].gt_idxs, expected)
+        for actual in (results[i], matcher(priors, predictions[i], batch[i])):
+            assert up_to_twins(actual.gt_idxs, batch[i]) == up_to_twins(expected, batch[i])
     elsewhere = matcher.match_batch(without_grid(priors), predictions, batch)
     assert [x.gt_idxs.tolist() for x in elsewhere] == [x.gt_idxs.tolist() for x in results]
 
@@ -145,8 +152,8 @@ def test_padding_changes_nothing(resolve, case: Case, radius: float) -> None:
     filled = padded(pairs, case.priors, batch, radius)
     for score in (costs.pair_quality, lambda *args: -costs.pair_focal_cost(*args, 2.0)):
         results = [resolve(x, score(predictions, x, 0.25)) for x in (pairs, filled)]
-        for one, other in zip(*results):
-            assert torch.equal(one.gt_idxs, other.gt_idxs)
+        for gt, one, other in zip(batch, *results):
+            assert up_to_twins(one.gt_idxs, gt) == up_to_twins(other.gt_idxs, gt)
 
 
 @pytest.mark.parametrize("matcher", [POTO(), POTO(solver="argmax"), ForegroundLoss()])

@@ -85,34 +85,36 @@ def _cells_in_regions(
     Args:
         gt_boxes: (G, 4) xyxy.
     """
-    device = gt_boxes.device
+    device, strides = gt_boxes.device, priors.level_strides
     starts = np.cumsum([0, *priors.level_sizes[:-1]])
-    table = [(start, columns, rows) for start, (rows, columns) in zip(starts, level_shapes)]
+    table = [(columns, rows, start) for (rows, columns), start in zip(level_shapes, starts)]
     levels = torch.tensor(table).to(device, non_blocking=True)
-    shapes, strides = levels[:, 1:], priors.level_strides[:, None]
+    shapes = levels[:, :2]
 
     # Cell j is centred at (j + 0.5) * stride: the first that may lie in the region, (G, L, 2) xy.
-    low, high = center_region(gt_boxes, priors.level_strides, radius)
-    first = (low / strides - 0.5).floor().clamp(min=0).minimum(shapes).long()
+    low, high = center_region(gt_boxes, strides, radius)
+    first = (low / strides[:, None] - 0.5).floor().minimum(shapes).long().clamp(min=0)
     if radius:  # the largest region there is, one cell wider as the first is rounded down
         side = math.ceil(2 * radius) + 1
         sides, total = torch.full_like(first, side), first.shape[0] * first.shape[1] * side**2
     else:
-        last = (high / strides - 0.5).ceil().clamp(min=-1).minimum(shapes - 1).long()
+        last = (high / strides[:, None] - 0.5).ceil().minimum(shapes - 1).long().clamp(min=-1)
         sides, total = (last - first + 1).clamp(min=0), None
 
-    # One entry a cell: the region, of G * L, that it belongs to, and where in that it stands.
+    # One entry a cell: the region that it belongs to, of G * L, and where in that it stands.
     first, sides = first.flatten(0, 1), sides.flatten(0, 1)
     counts = sides.prod(dim=1)
     regions = torch.repeat_interleave(counts, output_size=total)
-    offsets = torch.arange(len(regions), device=device) - (counts.cumsum(0) - counts)[regions]
-    widths = sides[regions, 0]
-    columns = first[regions, 0] + offsets % widths
-    rows = first[regions, 1] + offsets.div(widths, rounding_mode="floor")
-    gt_idxs, level = regions // len(table), regions % len(table)
-    on_grid = (columns < shapes[level, 0]) & (rows < shapes[level, 1])
-    locations = levels[level, 0] + rows * shapes[level, 0] + columns
-    locations = locations.masked_fill(~on_grid, 0)
+    cells = torch.arange(len(regions), device=device) - (counts.cumsum(0) - counts)[regions]
+    widths = sides[:, 0][regions]
+    rows = cells.div(widths, rounding_mode="floor")
+    columns = cells - rows * widths + first[:, 0][regions]
+    rows = rows + first[:, 1][regions]
+
+    gt_idxs = regions.div(len(table), rounding_mode="floor")
+    num_columns, num_rows, starts_of = levels[regions - gt_idxs * len(table)].unbind(dim=1)
+    on_grid = (columns < num_columns) & (rows < num_rows)
+    locations = (starts_of + rows * num_columns + columns).masked_fill(~on_grid, 0)
 
     # The test of inside_center itself.
     boxes = priors.boxes[locations]

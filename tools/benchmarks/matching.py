@@ -9,14 +9,16 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from benchmarks.matching_competitors import COMPETITORS, STRIDES, Problem, assert_equal
+from benchmarks.matching_competitors import COMPETITORS, Problem, assert_equal
 from benchmarks.op_competitors import pyramid_shapes
 from benchmarks.timing import interleave, machine, markdown
 from defcn_d2.matchers.pairs import center_pairs
+from defcn_d2.matchers.poto import POTO
 from defcn_d2.structures import Predictions, Priors
 
 DESCRIPTION = "POTO's qualities and assignment against the full matrix and scipy"
 IMAGE = (800, 1344)
+STRIDES = (8, 16, 32, 64, 128)
 NUM_CLASSES = 80
 COUNTS = (7, 20, 100, 300)
 CROWD_COUNTS = (20, 100, 500)
@@ -74,7 +76,7 @@ def make_problem(batch: int, num_gts: int, radius: float) -> Problem:
         gt.gt_boxes = Boxes(_people(num_gts) if radius == 0 else _objects(num_gts))
         gt.gt_classes = torch.randint(num_classes, (num_gts,))
         gt_instances.append(gt)
-    return Problem(priors, predictions, gt_instances, radius)
+    return Problem(priors, predictions, gt_instances, POTO(radius=radius))
 
 
 def make_priors() -> Priors:
@@ -106,5 +108,5 @@ def _placed(sizes: Tensor) -> Tensor:
 
 def num_pairs(problem: Problem) -> int:
     """Pairs that the prior allows."""
-    pairs = center_pairs(problem.priors, problem.gt_instances, problem.radius)
+    pairs = center_pairs(problem.priors, problem.gt_instances, problem.matcher.radius)
     return int(pairs.allowed.sum())

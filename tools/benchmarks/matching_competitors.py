@@ -13,41 +13,39 @@ from torch import Tensor
 from defcn_d2.matchers.costs import prediction_quality
 from defcn_d2.matchers.functional import hungarian_dense, inside_center
 from defcn_d2.matchers.poto import POTO
-from defcn_d2.structures import BACKGROUND, Assignment, Predictions, Priors
-
-ALPHA, STRIDES = 0.8, (8, 16, 32, 64, 128)
+from defcn_d2.structures import BACKGROUND, Predictions, Priors
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a matcher gets for a batch, and the radius of its prior (0: the whole box)."""
+    """What a matcher gets for a batch, and the matcher."""
 
     priors: Priors
     predictions: Predictions
     gt_instances: list[Instances]
-    radius: float
+    matcher: POTO
 
 
 def plain(problem: Problem) -> list[Tensor]:
     """Quality of every pair, -1 outside of the prior, scipy's solver: image by image."""
     return [
-        _plain(problem.priors, problem.predictions[i], gt, problem.radius)
+        _plain(problem.priors, problem.predictions[i], gt, problem.matcher)
         for i, gt in enumerate(problem.gt_instances)
     ]
 
 
-def _plain(priors: Priors, predictions: Predictions, gt: Instances, radius: float) -> Tensor:
+def _plain(priors: Priors, predictions: Predictions, gt: Instances, matcher: POTO) -> Tensor:
     """(R,) int64, as ``Assignment.gt_idxs``."""
     boxes, centers = gt.gt_boxes.tensor, priors.centers
     probability = predictions.cls_logits[:, gt.gt_classes].sigmoid()
     assert predictions.quality_logits is not None
     probability = (probability * predictions.quality_logits.sigmoid()[:, None]).t()
     iou = pairwise_iou(gt.gt_boxes, Boxes(predictions.boxes.float()))
-    quality = probability ** (1 - ALPHA) * iou**ALPHA
+    quality = probability ** (1 - matcher.alpha) * iou**matcher.alpha
 
     low, high = boxes[:, None, :2], boxes[:, None, 2:]
-    if radius:
-        middle, reach = (low + high) / 2, priors.strides[:, None] * radius
+    if matcher.radius:
+        middle, reach = (low + high) / 2, priors.strides[:, None] * matcher.radius
         low, high = torch.maximum(middle - reach, low), torch.minimum(middle + reach, high)
     inside = torch.cat([centers - low, high - centers], dim=-1).amin(dim=-1) > 0
     quality = quality.masked_fill(~inside, -1)
@@ -66,11 +64,11 @@ def careful(problem: Problem) -> list[Tensor]:
 
     What ``MATCHER.KEEP_UNREACHABLE`` does, which has to look at all pairs.
     """
-    results = []
+    results, matcher = [], problem.matcher
     for i, gt in enumerate(problem.gt_instances):
         boxes, predictions = gt.gt_boxes.tensor, problem.predictions[i]
-        quality = prediction_quality(predictions, boxes, gt.gt_classes, ALPHA, fused=True)
-        allowed = inside_center(problem.priors, boxes, problem.radius)
+        quality = prediction_quality(predictions, boxes, gt.gt_classes, matcher.alpha, fused=True)
+        allowed = inside_center(problem.priors, boxes, matcher.radius)
         gt_idxs = hungarian_dense(quality, allowed)
         reached = allowed[gt_idxs, torch.arange(len(gt_idxs))]  # of background, the last row
         results.append(gt_idxs.masked_fill(~reached, BACKGROUND))
@@ -79,10 +77,7 @@ def careful(problem: Problem) -> list[Tensor]:
 
 def over_pairs(problem: Problem) -> list[Tensor]:
     """The matcher of this package."""
-    matcher = POTO(alpha=ALPHA, radius=problem.radius)
-    results: list[Assignment] = matcher.match_batch(
-        problem.priors, problem.predictions, problem.gt_instances
-    )
+    results = problem.matcher.match_batch(problem.priors, problem.predictions, problem.gt_instances)
     return [result.gt_idxs for result in results]
 
 
@@ -114,4 +109,5 @@ def _total(problem: Problem, image: int, gt_idxs: Tensor) -> Tensor:
     probability = predictions.cls_logits[locations, gt.gt_classes].double().sigmoid()
     probability *= predictions.quality_logits[locations].double().sigmoid()
     iou = pairwise_iou(gt.gt_boxes, Boxes(predictions.boxes[locations].float())).diag().double()
-    return (probability ** (1 - ALPHA) * iou**ALPHA + 1).sum()
+    alpha = problem.matcher.alpha
+    return (probability ** (1 - alpha) * iou**alpha + 1).sum()
