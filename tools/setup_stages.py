@@ -33,7 +33,7 @@ except ModuleNotFoundError:  # Python 3.10
 with open(sys.argv[1], "rb") as stream:
     project = tomllib.load(stream)["project"]
 extras = project["optional-dependencies"]
-print(json.dumps(project["dependencies"] + extras["test"] + extras["dev"]))
+print(json.dumps(sum((extras[name] for name in ("export", "test", "dev")), project["dependencies"])))
 """
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -186,9 +187,17 @@ def _any_size() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' warnings: whether their work is right is verified afterwards."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export")]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
 
 
 def _without_gradient(module: Callable[[Tensor], Outputs]) -> Callable[[Tensor], Outputs]:
