@@ -38,7 +38,7 @@ def example() -> Example:
     pixels = np.random.default_rng(0).integers(256, size=(64, 96, 3), dtype=np.uint8)
     predictions = random_predictions(priors, 3, num_images=None)
     names = ["dot", "line", "<b>&"]
-    return Example("a.png", pixels, gt, names, [8, 16, 32, 64, 128], priors, predictions)
+    return Example("a.png", pixels, gt, names, [8, 16, 32, 64, 128], priors, predictions, "filter")
 
 
 def test_metrics_after_a_kill(tmp_path):
@@ -72,7 +72,7 @@ def test_assignments_are_those_of_the_matchers(example):
 
 
 def test_score_maps_show_each_location_where_it_is(example):
-    figure = draw_scores(example, "filter")
+    figure = draw_scores(example)
     maps = [axes for axes in figure.axes if axes.images][1:]
     scores = example.predictions.cls_logits.sigmoid().amax(dim=1)
     assert len(maps) == 15
@@ -80,6 +80,13 @@ def test_score_maps_show_each_location_where_it_is(example):
     assert before.shape == (8, 12) and maps[0].images[0].get_extent() == [0, 96, 64, 0]
     assert np.allclose(before.ravel(), scores[:96]) and np.allclose(after, before * quality)
     assert np.asarray(maps[12].images[0].get_array()).shape == (1, 1)
+
+
+def test_centerness_takes_part_as_in_inference(example):
+    figure = draw_scores(Example(**{**vars(example), "quality_branch": "centerness"}))
+    maps = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    before, quality, after = maps[1:4]
+    assert np.allclose(after, np.sqrt(before * quality))
 
 
 def test_highest_scores_of_an_object(example):

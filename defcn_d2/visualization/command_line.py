@@ -99,11 +99,11 @@ def _assignment(args: argparse.Namespace) -> None:
 
 
 def _scores(args: argparse.Namespace) -> None:
-    cfg, example = _load(args)
+    _, example = _load(args)
     maps = Picture(
         f"Score maps of {example.name}",
         "Every cell is a location. A good end-to-end detector leaves one high score an object.",
-        figure_png(draw_scores(example, cfg.MODEL.DEFCN.QUALITY_BRANCH)),
+        figure_png(draw_scores(example)),
     )
     one = Picture(
         "The highest scores in the box of one object",

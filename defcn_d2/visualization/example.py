@@ -33,6 +33,7 @@ class Example:
         classes: names by number.
         strides: of the levels in pixels, finest first.
         priors, predictions: of this image alone.
+        quality_branch: ``MODEL.DEFCN.QUALITY_BRANCH``.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Example:
     strides: list[int]
     priors: Priors
     predictions: Predictions
+    quality_branch: str
 
     @property
     def level_names(self) -> list[str]:
@@ -102,6 +104,7 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
             priors.boxes.cpu(), priors.strides.cpu(), priors.level_sizes, priors.level_shapes
         ),
         predictions=_on_cpu(predictions[0]),
+        quality_branch=model.head.quality_branch,
     )
 
 

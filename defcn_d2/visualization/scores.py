@@ -17,23 +17,24 @@ from .example import Example
 
 _COLORMAP = "magma"
 _BRANCHES = {"filter": "3D max filter", "centerness": "centerness"}
+# How a detection's score comes from them.
+_FUSED = {"filter": "class × filter", "centerness": "√(class × centerness)"}
 
 
-def draw_scores(example: Example, quality_branch: str) -> Figure:
-    """A row a level: the best class score of each location, the filter, and their product.
+def draw_scores(example: Example) -> Figure:
+    """A row a level: the best class score of each location, the filter, and the score of both.
 
-    Args:
-        example: an image and the model's predictions.
-        quality_branch: ``MODEL.DEFCN.QUALITY_BRANCH``; without one there is the score alone.
+    Without a quality branch there is the class score alone.
     """
-    maps = {"score before: best class": _best(example.predictions.cls_logits)}
+    maps = {"class score, best class": _best(example.predictions.cls_logits)}
     if example.predictions.quality_logits is not None:
         quality = example.predictions.quality_logits.sigmoid()
-        name = _BRANCHES.get(quality_branch, quality_branch)
-        maps[name] = quality.numpy()
         before = next(iter(maps.values()))
-        maps["score after it, their product"] = before * maps[name]
-    scale = Normalize(0, _round_up(float(next(iter(maps.values())).max())))
+        maps[_BRANCHES[example.quality_branch]] = quality.numpy()
+        after = _fuse(torch.from_numpy(before), quality, example.quality_branch)
+        maps[f"score after: {_FUSED[example.quality_branch]}"] = after.numpy()
+    scores = [values for name, values in maps.items() if name not in _BRANCHES.values()]
+    scale = Normalize(0, _round_up(max(float(values.max()) for values in scores)))
     norms = [Normalize(0, 1) if name in _BRANCHES.values() else scale for name in maps]
     height, width = example.image.shape[:2]
     levels = len(example.strides)
@@ -71,6 +72,12 @@ def draw_scores(example: Example, quality_branch: str) -> Figure:
 def _round_up(score: float) -> float:
     """The end of a scale for scores: the next tenth, 1 at the most."""
     return min(1.0, math.ceil(score * 10 + 1e-6) / 10)
+
+
+def _fuse(scores: Tensor, quality: Tensor, branch: str) -> Tensor:
+    """The score of a detection, as ``inference.find_candidates`` has it."""
+    fused = scores * quality
+    return fused.sqrt() if branch == "centerness" else fused
 
 
 def _best(logits: Tensor) -> np.ndarray:
@@ -149,7 +156,9 @@ def draw_object_scores(example: Example, number: int | None = None, count: int =
     inside = ((centers > boxes[number, :2]) & (centers < boxes[number, 2:])).all(dim=1)
     before = example.predictions.cls_logits[:, kind].sigmoid()
     quality = example.predictions.quality_logits
-    after = before if quality is None else before * quality.sigmoid()
+    after = before
+    if quality is not None:
+        after = _fuse(before, quality.sigmoid(), example.quality_branch)
     best = before.masked_fill(~inside, -1).argsort(descending=True, stable=True)
     best = best[: min(count, int(inside.sum()))]
     if not len(best):
@@ -163,31 +172,32 @@ def draw_object_scores(example: Example, number: int | None = None, count: int =
     for axes, level in zip(panels, used):
         ranks = np.flatnonzero(levels == level)
         _draw_places(axes, example, number, level, ranks, best[torch.from_numpy(ranks)])
-    places = np.arange(len(best))
-    if quality is None:
-        right.bar(places, before[best].numpy(), 0.6, color="tab:gray", label="class score")
-    else:
-        right.bar(
-            places - 0.2, before[best].numpy(), 0.38, color="tab:gray", label="before: class score"
-        )
-        right.bar(
-            places + 0.2, after[best].numpy(), 0.38, color="tab:blue", label="after: × filter"
-        )
-    right.set_xticks(places, [str(i + 1) for i in places])
-    right.set(
-        xlabel="location, as numbered on the left",
-        ylabel=f"score for {example.classes[kind]}",
-        ylim=(0, 1),
-    )
-    order = after[best].sort(descending=True).values
-    ratio = f"; the second is {float(order[1] / order[0]):.0%} of the first" * (len(order) > 1)
-    when = "" if quality is None else " after filtering"
-    right.set_title(f"Highest scores in the box{ratio}{when}", fontsize=10)
-    right.grid(axis="y", alpha=0.3)
-    right.set_axisbelow(True)
-    right.legend(loc="upper right")
+    _draw_bars(right, example, before[best], None if quality is None else after[best])
+    right.set_ylabel(f"score for {example.classes[kind]}")
     figure.suptitle(f"Object {number} ({example.classes[kind]}) of {example.name}", fontsize=12)
     return figure
+
+
+def _draw_bars(axes: Axes, example: Example, before: Tensor, after: Tensor | None) -> None:
+    """The scores of the numbered locations, by descending class score."""
+    places = np.arange(len(before))
+    if after is None:
+        axes.bar(places, before.numpy(), 0.6, color="tab:gray", label="class score")
+    else:
+        name = _FUSED[example.quality_branch]
+        axes.bar(places - 0.2, before.numpy(), 0.38, color="tab:gray", label="before: class score")
+        axes.bar(places + 0.2, after.numpy(), 0.38, color="tab:blue", label=f"after: {name}")
+    title = "Highest scores in the box"
+    if len(before) > 1:
+        first, second = (before if after is None else after).topk(2).values.tolist()
+        when = "" if after is None else "after, "
+        title += f"; {when}the second is {second / max(first, 1e-9):.0%} of the first"
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks(places, [str(i + 1) for i in places])
+    axes.set(xlabel="location, as numbered on the left", ylim=(0, 1))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper right")
 
 
 def _draw_places(
