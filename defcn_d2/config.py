@@ -24,6 +24,11 @@ def add_defcn_config(cfg: CN) -> None:
     node.PRIORS = "points"
     # Weights and feature maps in PyTorch's channels_last format, which is faster on CPUs.
     node.CHANNELS_LAST = False
+    # torch.compile of backbone and head; where it fails, one warning, and they run without it.
+    node.COMPILE = CN()
+    node.COMPILE.ENABLED = False
+    # Its backend: "inductor" makes the code faster, "aot_eager" and "eager" look for errors.
+    node.COMPILE.BACKEND = "inductor"
 
     _add_head_config(node)
     _add_matching_config(node)
@@ -46,6 +51,9 @@ def _add_head_config(node: CN) -> None:
     # The number that a location predicts beside its classes and box:
     # "none"; "filter": 3D Max Filtering, multiplied into the class scores; "centerness" (FCOS).
     node.QUALITY_BRANCH = "none"
+
+    # Compute the head again in the backward pass, for less memory; not with norms of batches.
+    node.HEAD_CHECKPOINTING = False
 
     node.MAX_FILTERING = CN()
     # How many levels take part in a maximum besides the location's own: tau / 2 on each side.

@@ -1,11 +1,15 @@
 """The detection head: the same small network on every level."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from .max_filtering import MaxFiltering
 
@@ -44,6 +48,7 @@ class DeFCNHead(nn.Module):
         norm_reg_targets: bool = True,
         quality_branch: str = "none",
         max_filtering: dict | None = None,
+        checkpointing: bool = False,
     ):
         """
         Args:
@@ -56,6 +61,8 @@ class DeFCNHead(nn.Module):
             norm_reg_targets: distances are relu(x) * stride; else exp(x).
             quality_branch: "none", "filter" or "centerness"; both on the box tower.
             max_filtering: arguments of ``MaxFiltering`` besides the channels.
+            checkpointing: keep the outputs of towers alone for the backward pass, which computes
+                all between again (arXiv 1604.06174). Losses and gradients stay the same.
         """
         super().__init__()
         if quality_branch not in QUALITY_BRANCHES:
@@ -83,6 +90,13 @@ class DeFCNHead(nn.Module):
         elif quality_branch == "filter":
             self.max3d = MaxFiltering(in_channels, **(max_filtering or {}))
             self.filter = _conv(in_channels, 1)
+        self.checkpointing = checkpointing
+        if checkpointing and any(isinstance(m, _BatchNorm) for m in self.modules()):
+            raise ValueError(
+                f"MODEL.DEFCN.HEAD_CHECKPOINTING is True, but MODEL.DEFCN.NORM {norm!r} or "
+                "MAX_FILTERING.NORM has statistics of batches, which computing twice would count "
+                "twice; set them to 'GN' or '', or HEAD_CHECKPOINTING to False"
+            )
         assert self.cls_score.bias is not None
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
@@ -111,6 +125,7 @@ class DeFCNHead(nn.Module):
                 "tau": node.MAX_FILTERING.TAU,
                 "norm": node.MAX_FILTERING.NORM,
             },
+            "checkpointing": node.HEAD_CHECKPOINTING,
         }
 
     def forward(
@@ -124,15 +139,29 @@ class DeFCNHead(nn.Module):
             per level class logits (N, K, H_l, W_l), box distances or deltas (N, 4, H_l, W_l), and
             quality logits (N, 1, H_l, W_l) or None without such a branch.
         """
-        cls_logits = [self.cls_score(self.cls_subnet(x)) for x in features]
-        box_features = [self.bbox_subnet(x) for x in features]
+        cls_logits = [self._recomputed(self._class_logits, x) for x in features]
+        box_features = [self._recomputed(self.bbox_subnet, x) for x in features]
         box_deltas = [self._box_deltas(x, level) for level, x in enumerate(box_features)]
         quality = None
         if self.quality_branch == "centerness":
             quality = [self.centerness(x) for x in box_features]
         elif self.quality_branch == "filter":
-            quality = [self.filter(x) for x in self.max3d(box_features)]
+            quality = self._recomputed(self._filter_logits, box_features)
         return cls_logits, box_deltas, quality
+
+    def _class_logits(self, features: Tensor) -> Tensor:
+        return self.cls_score(self.cls_subnet(features))
+
+    def _filter_logits(self, box_features: list[Tensor]) -> list[Tensor]:
+        return [self.filter(x) for x in self.max3d(box_features)]
+
+    def _recomputed(self, function: Callable[[Any], Any], features: Tensor | list[Tensor]) -> Any:
+        """``function(features)``, which the backward pass calls again if ``checkpointing``."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return function(features)
+        # the reentrant one would make DistributedDataParallel see shared weights as ready twice;
+        # nothing here draws random numbers, whose state need not be kept
+        return checkpoint(function, features, use_reentrant=False, preserve_rng_state=False)
 
     def _box_deltas(self, features: Tensor, level: int) -> Tensor:
         deltas = self.bbox_pred(features)

@@ -1,5 +1,7 @@
 """The detector: images to losses or detections."""
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
@@ -11,6 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from .box_ops import ltrb_to_boxes
+from .compilation import Compilation
 from .criteria import build_criteria, evaluate_criteria, mean_over_workers
 from .criteria.normalization import Normalizer
 from .head import DeFCNHead
@@ -42,6 +45,7 @@ class DeFCN(nn.Module):
         nms_thresh: float | None = None,
         max_detections: int = 100,
         channels_last: bool = False,
+        compile_backend: str | None = None,
     ):
         """
         Args:
@@ -57,6 +61,7 @@ class DeFCN(nn.Module):
             nms_thresh: IoU for class-wise NMS, or None for end-to-end detection.
             max_detections: per image.
             channels_last: keep weights and feature maps in PyTorch's channels_last format.
+            compile_backend: of ``torch.compile`` for backbone and head; None: not compiled.
         """
         super().__init__()
         self.backbone = backbone
@@ -73,8 +78,11 @@ class DeFCN(nn.Module):
         self.topk_only = topk_only
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
-        if channels_last:  # feature maps follow the convolutions' weights
-            self.to(memory_format=torch.channels_last)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)  # feature maps follow the images and weights
+        self.compilation: Compilation | None = None
+        if compile_backend is not None:
+            self.compilation = Compilation([backbone, head], compile_backend)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -106,6 +114,7 @@ class DeFCN(nn.Module):
             "nms_thresh": node.NMS_THRESH_TEST if node.NMS_TYPE == "class_wise" else None,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "channels_last": node.CHANNELS_LAST,
+            "compile_backend": node.COMPILE.BACKEND if node.COMPILE.ENABLED else None,
         }
 
     @property
@@ -150,9 +159,10 @@ class DeFCN(nn.Module):
         Args:
             images: (N, C, H, W) float, normalised and padded.
         """
-        features = self.backbone(images)
+        images = images.contiguous(memory_format=self.memory_format)
+        features = self._run(self.backbone, images)
         features = [features[name] for name in self.in_features]
-        cls_logits, box_deltas, quality = self.head(features)
+        cls_logits, box_deltas, quality = self._run(self.head, features)
         boxes = self.prior_generator(features)
         # the sizes are shapes, not len(): torch.export keeps those symbolic
         priors = Priors(
@@ -171,6 +181,9 @@ class DeFCN(nn.Module):
             boxes=self._decode(_flatten(box_deltas), priors),
             quality_logits=None if quality is None else _flatten(quality).squeeze(-1),
         )
+
+    def _run(self, module: nn.Module, inputs: Tensor | list[Tensor]) -> Any:
+        return module(inputs) if self.compilation is None else self.compilation(module, inputs)
 
     def _decode(self, deltas: Tensor, priors: Priors) -> Tensor:
         """(N, R, 4) xyxy from distances or deltas (N, R, 4)."""

@@ -147,3 +147,66 @@ def test_errors() -> None:
         make_head(in_channels=48)
     with pytest.raises(ValueError, match=r"different numbers of channels \(\[32, 64\]\)"):
         DeFCNHead(tiny_cfg(), [ShapeSpec(channels=c, stride=8) for c in (64, 32)])
+
+
+def gradients_and_saved_bytes(head: DeFCNHead, features: list[Tensor]) -> tuple[dict, int]:
+    """Of a loss that takes all outputs; bytes that the graph keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    head.zero_grad(set_to_none=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        levels = [x for output in head(features) if output is not None for x in output]
+        loss = sum((x * x.detach().sin()).sum() for x in levels)
+    parameters = {x.untyped_storage().data_ptr() for x in head.parameters()}
+    saved = sum(size for pointer, size in kept.items() if pointer not in parameters)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in head.named_parameters()}
+    return {"loss": loss.detach(), **gradients}, saved
+
+
+@pytest.mark.parametrize("quality_branch", ["none", "filter", "centerness"])
+def test_checkpointing_keeps_less_and_changes_nothing(quality_branch: str) -> None:
+    results = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        head = make_head(quality_branch=quality_branch, num_convs=4, checkpointing=checkpointing)
+        for module in head.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.normal_(module.weight, std=0.1)
+        results.append(gradients_and_saved_bytes(head, make_features()))
+    (expected, all_bytes), (found, fewer_bytes) = results
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    assert fewer_bytes < 0.5 * all_bytes
+
+
+def test_checkpointing_computes_twice_in_training_alone() -> None:
+    head = make_head(checkpointing=True)
+    calls = []
+    head.cls_subnet[0].register_forward_hook(lambda *args: calls.append(1))
+    features = make_features()
+    with torch.no_grad():
+        head(features)
+    assert len(calls) == len(features)
+    calls.clear()
+    sum(x.sum() for x in head(features)[0]).backward()
+    assert len(calls) == 2 * len(features)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "BN"},
+        {"norm": "SyncBN"},
+        {"quality_branch": "filter", "max_filtering": {"norm": "BN"}},
+    ],
+)
+def test_checkpointing_needs_norms_without_statistics(options: dict) -> None:
+    make_head(**options)
+    with pytest.raises(ValueError, match="HEAD_CHECKPOINTING is True, but .* set them to 'GN'"):
+        make_head(checkpointing=True, **options)
+    make_head(checkpointing=True, norm="")

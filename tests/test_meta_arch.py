@@ -292,14 +292,34 @@ def test_detections_in_the_size_of_the_output() -> None:
 
 
 def test_memory_format_changes_nothing_but_the_memory() -> None:
+    """All maps of backbone and head, in training and in evaluation, are channels_last."""
     model = without_batch_norm(small_model())
     other = without_batch_norm(small_model("MODEL.DEFCN.CHANNELS_LAST", True))
     other.load_state_dict(model.state_dict())
     assert other.head.cls_score.weight.is_contiguous(memory_format=torch.channels_last)
+    formats: list[bool] = []
+
+    def look(module: nn.Module, inputs: tuple, output: object) -> None:
+        for x in (*inputs, output):
+            if isinstance(x, torch.Tensor) and min(x.shape[1:]) > 1:  # else it is both
+                formats.append(x.is_contiguous(memory_format=torch.channels_last))
+                assert formats[-1] != x.is_contiguous()
+
+    for part in (other.backbone, other.head):
+        for module in part.modules():
+            module.register_forward_hook(look)
     inputs = random_inputs([(64, 96)] * 2, [3, 2], NUM_CLASSES)
     losses, expected = other(inputs), model(inputs)
     for name, loss in expected.items():
         torch.testing.assert_close(losses[name], loss, rtol=1e-4, atol=0)
+    assert len(formats) > 50 and all(formats)
+    formats.clear()
+    for network in (other, model):
+        network.eval()
+        network.score_thresh = 0.0
+    for found, wanted in zip(other(inputs), model(inputs)):
+        assert_same_detections(found["instances"], wanted["instances"])
+    assert len(formats) > 50 and all(formats)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
