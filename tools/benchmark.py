@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure parts of the package against what they replace; prints Markdown.
 
-    python tools/benchmark.py {op,matching,step,inference} [--rounds 15] [--output table.md]
+    python tools/benchmark.py {op,matching,step,inference} [--device cpu] [--output table.md]
 
 Every subcommand is a module of ``tools/benchmarks`` with ``DESCRIPTION``, ``add_arguments(parser)``
 and ``run(arguments) -> str``. Results are compared for equality before anything is timed, and all
