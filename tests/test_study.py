@@ -105,7 +105,11 @@ def test_report(tmp_path: Path) -> None:
     path = study_report.write_report(runs, output, docs, SETTINGS, MACHINE)
     text = path.read_text()
     assert "| FCOS | 36.0 ± 1.4 | 45.0 ± 1.4 | 9.0 ± 0.0 |" in text
-    assert "2 seeds" in text and "some CPU, 2 runs at a time" in text and "0.5 hours" in text
+    assert (
+        "2 seeds" in text
+        and "some CPU, 2 at a time with 1 thread each" in text
+        and "0.5 hours" in text
+    )
     assert "leaves 90.0 % of it" in text
     rows = [line for line in text.splitlines() if line.endswith(("| yes |", "| **no** |"))]
     verdicts = {row.split(" | ")[0].strip("| "): "yes" in row.split(" | ")[2] for row in rows}

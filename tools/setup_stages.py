@@ -33,7 +33,8 @@ except ModuleNotFoundError:  # Python 3.10
 with open(sys.argv[1], "rb") as stream:
     project = tomllib.load(stream)["project"]
 extras = project["optional-dependencies"]
-print(json.dumps(sum((extras[name] for name in ("export", "test", "dev")), project["dependencies"])))
+wanted = [extras[name] for name in ("export", "test", "dev")]
+print(json.dumps(sum(wanted, project["dependencies"])))
 """
 
 

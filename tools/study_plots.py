@@ -18,8 +18,8 @@ def plot_shapes(figures: dict[str, dict[str, list[float]]], output: Path) -> Non
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     _pairs(axes, figures, "AP")
-    axes.set(title="shapes_val", ylabel="AP, percent")
-    axes.legend(loc="upper right", ncols=2)
+    axes.set(title="shapes_val: AP", ylabel=f"AP, {axes.get_ylabel()}")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(output, dpi=100)
 
 
@@ -31,11 +31,10 @@ def plot_crowd(figures: dict[str, dict[str, list[float]]], output: Path) -> None
     _pairs(left, figures, "recall")
     ceiling = next(iter(figures.values()))["nms_ceiling"][0]
     left.axhline(ceiling, color="black", linestyle="--", label="NMS ceiling")
-    left.set(title="shapes_crowd_val: recall at IoU 0.5", ylabel="recall, percent")
+    left.set(title="shapes_crowd_val: recall at IoU 0.5", ylabel=f"recall, {left.get_ylabel()}")
     _pairs(right, figures, "AP50")
-    right.set(title="shapes_crowd_val: AP50", ylabel="AP50, percent")
-    left.legend(loc="lower right")
-    right.legend(loc="lower right")
+    right.set(title="shapes_crowd_val: AP50", ylabel=f"AP50, {right.get_ylabel()}")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(output, dpi=100)
 
 
@@ -53,8 +52,10 @@ def _pairs(axes: Axes, figures: dict[str, dict[str, list[float]]], name: str) ->
             axes.plot(_beside(place, seeds), seeds, "o", color="black", markersize=3, zorder=3)
     lowest = min(min(row[p + name]) for row in figures.values() for p in ("", "nms_"))
     highest = max(max(row[p + name]) for row in figures.values() for p in ("", "nms_"))
-    # bars from zero unless all are high: differences must be seen
-    axes.set_ylim(0 if lowest < highest * 0.6 else lowest * 0.9, highest * 1.15)
+    # from zero, unless all are high: differences must be seen
+    cut = lowest > 80
+    axes.set_ylim(lowest - 5 if cut else 0, min(100, highest * 1.1))
+    axes.set_ylabel(f"percent{' (axis cut)' if cut else ''}")
     axes.set_xticks(range(len(figures)), list(figures), rotation=25, ha="right")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)

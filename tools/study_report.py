@@ -136,8 +136,9 @@ def describe(settings: Settings, figures: Sequence[Figures], machine: dict[str, 
         f"`{command}`: {settings.iterations} iterations of {settings.batch} images for every "
         f"variant, the same {settings.network} network from scratch, {count} seed"
         f"{'s' if count != '1' else ''}; mean ± standard deviation over the seeds. "
-        f"{machine['device']}, {machine['jobs']} runs at a time with {machine['threads']} "
-        f"threads each, {spent / 3600:.1f} hours of training in all; PyTorch {machine['torch']}, "
+        f"{machine['device']}, {machine['jobs']} at a time with {machine['threads']} thread"
+        f"{'s' if machine['threads'] > 1 else ''} each, "
+        f"{spent / 3600:.1f} hours of training in all; PyTorch {machine['torch']}, "
         f"Detectron2 {machine['detectron2']}."
     )
 
