@@ -11,6 +11,7 @@ from PIL import ImageMode
 from ..data import DatasetError
 from ..data.own_data import SPLITS, check_datasets
 from .datasets import check_classes, check_names
+from .distributed import Torchrun
 from .errors import UserError, as_user_error, nearest
 from .evaluators import evaluator_type
 from .mixed_precision import check_precision
@@ -18,23 +19,33 @@ from .optimizer import OPTIMIZERS, check_clipping
 from .scaling import scale_to_workers
 
 
-def check(cfg: CfgNode, args: argparse.Namespace) -> None:
+def uses_gpu(cfg: CfgNode, args: argparse.Namespace) -> bool:
+    """Whether a command runs on CUDA devices."""
+    return torch.cuda.is_available() and args.num_gpus > 0 and cfg.MODEL.DEVICE != "cpu"
+
+
+def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = None) -> None:
     """Raise ``UserError`` for a command that cannot do what it says.
 
     Args:
         cfg: its config.
         args: of Detectron2's ``default_argument_parser``.
+        torchrun: what has started this process; None: Detectron2's launcher is to.
     """
-    _check_machines(args)
+    if torchrun is not None:
+        _check_torchrun(torchrun, uses_gpu(cfg, args))
+        processes = torchrun.world_size
+    else:
+        _check_machines(args)
+        processes = args.num_gpus * args.num_machines if torch.cuda.is_available() else 1
     _check_data(cfg, args.eval_only)
     _check_model(cfg)
     _check_channels(cfg)
     _check_weights(cfg, args)
     _check_ema(cfg)
     if not args.eval_only:
-        _check_solver(cfg, args.num_gpus * args.num_machines if torch.cuda.is_available() else 1)
-        on_gpu = torch.cuda.is_available() and args.num_gpus > 0 and cfg.MODEL.DEVICE != "cpu"
-        check_precision(cfg, "cuda" if on_gpu else "cpu")
+        _check_solver(cfg, processes)
+        check_precision(cfg, "cuda" if uses_gpu(cfg, args) else "cpu")
     with as_user_error(DatasetError, "{}"):  # last, as large files take their time
         check_datasets(cfg, ["VAL"] if args.eval_only else SPLITS)
 
@@ -52,6 +63,20 @@ def _check_machines(args: argparse.Namespace) -> None:
         raise UserError(
             f"--num-machines is {args.num_machines}, but this machine has no CUDA device; "
             "training on several machines needs GPUs"
+        )
+
+
+def _check_torchrun(torchrun: Torchrun, on_gpu: bool) -> None:
+    gpus = torch.cuda.device_count()
+    if on_gpu and torchrun.local_world_size > gpus:
+        raise UserError(
+            f"torchrun has started {torchrun.local_world_size} processes on this machine, which "
+            f"has {gpus} GPUs; give --nproc-per-node {gpus}, or --num-gpus 0 for the CPU"
+        )
+    if torchrun.world_size % torchrun.local_world_size:
+        raise UserError(
+            f"torchrun has started {torchrun.world_size} processes, which is no multiple of the "
+            f"{torchrun.local_world_size} on this machine; start as many on each"
         )
 
 

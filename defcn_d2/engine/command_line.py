@@ -14,11 +14,12 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from .checkpointer import Checkpointer
-from .checks import check
+from .checks import check, uses_gpu
 from .configuration import find_config_file, load_config
 from .cpu import use_cpu
 from .datasets import load_records
-from .errors import reported
+from .distributed import Torchrun
+from .errors import as_user_error, reported
 from .logs import setup_logging
 from .trainer import Trainer
 
@@ -36,6 +37,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         the exit status: 0; 1 after a mistake that the user can put right, told on stderr.
     """
     args = default_argument_parser().parse_args(arguments)
+    with as_user_error(ValueError, "{}"):
+        torchrun = Torchrun.from_environment()
+    if torchrun is not None:
+        _run_under(torchrun, args)
+        return 0
     check(load_config(args.config_file, args.opts), args)
     processes = args.num_gpus * args.num_machines if torch.cuda.is_available() else 1
     if processes <= 1:
@@ -53,6 +59,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ProcessExitedException as error:  # one of several processes, which has told why
         return error.exit_code
     return 0
+
+
+def _run_under(torchrun: Torchrun, args: argparse.Namespace) -> None:
+    """``main`` in a process that torchrun has started; after a failure it goes on by itself.
+
+    The number of processes is torchrun's: of ``--num-gpus`` only 0, for the CPU, has a meaning.
+    """
+    args.resume = torchrun.connect() or args.resume
+    args.num_gpus = min(args.num_gpus, 1)
+    cfg = load_config(args.config_file, args.opts)
+    check(cfg, args, torchrun)
+    torchrun.join(on_gpu=uses_gpu(cfg, args))
+    main(args)
+    comm.synchronize()  # the store is with the first process
+    torch.distributed.destroy_process_group()
 
 
 def _worker(args: argparse.Namespace) -> None:
@@ -105,7 +126,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             logger.warning("No CUDA device: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         if args.num_gpus > 1:
             logger.warning("No CUDA device: one process in place of --num-gpus %d", args.num_gpus)
-    if not torch.cuda.is_available() or args.num_gpus == 0 or cfg.MODEL.DEVICE == "cpu":
+    if not uses_gpu(cfg, args):
         cfg = use_cpu(cfg)
     if args.config_file:
         args.config_file = find_config_file(args.config_file)  # for the log

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,12 @@ def num_threads(cores: int, workers: int) -> int:
 def use_cpu(cfg: CfgNode) -> CfgNode:
     """The config for a run on the CPU: its device, and no more workers than cores.
 
+    The cores are shared by the processes of this machine, of which there are several under
+    torchrun.
+
     Sets torch's threads, too; ``OMP_NUM_THREADS`` in the environment is respected.
     """
-    cores = available_cores()
+    cores = max(1, available_cores() // comm.get_local_size())
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"

@@ -14,6 +14,7 @@ from PIL import UnidentifiedImageError
 
 from ..checkpointer import CheckpointError
 from ..data import DatasetError
+from .distributed import is_first_to_fail
 
 
 class UserError(Exception):
@@ -88,6 +89,7 @@ def reported(function: Callable[..., int | None]) -> Callable[..., int]:
     """``function`` as the body of a command: returns the exit status, and tells errors on stderr.
 
     A mistake of the user gives one sentence and status 1, an interrupt 130; a bug its traceback.
+    Of the processes that torchrun has started, the first that fails tells why.
     """
 
     @functools.wraps(function)
@@ -95,9 +97,12 @@ def reported(function: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return function(*args, **kwargs) or 0
         except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
+            if is_first_to_fail():
+                print("\ninterrupted", file=sys.stderr)
             return 130
         except Exception as error:
+            if not is_first_to_fail():
+                return 1
             message = describe(error)
             if message is None:
                 raise

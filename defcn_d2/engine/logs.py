@@ -14,6 +14,8 @@ _PAGES = (
     "Running with full config:",
     "Model:",
 )
+# What the command tells again, in one sentence or as a traceback.
+_TOLD = "Exception during training:"
 
 _IRRELEVANT = (
     "torch.meshgrid: in an upcoming release",
@@ -39,4 +41,4 @@ def setup_logging(output_dir: str, rank: int = 0) -> None:
 
 
 def _is_short(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_PAGES)
+    return not record.getMessage().startswith((*_PAGES, _TOLD))
