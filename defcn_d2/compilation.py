@@ -16,10 +16,10 @@ class Compilation:
     In place: they keep their class and the names of their parameters, and with them checkpoints;
     copies and pickles of them are not compiled. Heights and widths are symbolic from the first
     call on (``dynamic=True``), as images of detectors hardly ever have one size: one program
-    serves all, or two, as sizes that are equal at first are taken to be equal always. Left to PyTorch (``dynamic=None``), the sizes of each level become symbolic when
-    they are first seen to vary, for a head of five levels one after the other: four compilations
-    within as many batches, where eight are the limit. Maps of a single cell are programs of their
-    own in any case.
+    serves all, or a few, as sizes that are equal at first are taken to be equal always. Left to
+    PyTorch (``dynamic=None``), the sizes of each level become symbolic when they are first seen to
+    vary, for a head of five levels one after the other: four compilations within as many batches,
+    where eight are the limit. Maps of a single cell are programs of their own in any case.
 
     Training and evaluation, and autocast or not, are programs of their own.
     """

@@ -70,6 +70,17 @@ def assert_same_losses(model: nn.Module, twin: nn.Module, size: tuple[int, int])
         torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-5)
 
 
+def test_losses_gradients_and_names_are_the_same() -> None:
+    """Also with a head that is computed again in the backward pass."""
+    twin = make_model()
+    model = compiled_model("aot_eager", "MODEL.DEFCN.HEAD_CHECKPOINTING", True)
+    assert list(model.state_dict()) == list(twin.state_dict())
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in twin.named_parameters()]
+    model.load_state_dict(twin.state_dict())
+    assert_same_losses(model, twin, (64, 96))
+    assert is_compiled(model.backbone) and is_compiled(model.head)
+
+
 def test_where_compiling_fails_the_model_runs_without(caplog: pytest.LogCaptureFixture) -> None:
     twin, model = make_model(), compiled_model("defcn_failing")
     assert is_compiled(model.backbone) and is_compiled(model.head)
