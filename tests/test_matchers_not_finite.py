@@ -110,21 +110,24 @@ def test_nothing_finite_at_all(name: str, value: float, keep_unreachable: bool) 
 
 
 @pytest.mark.parametrize(
-    ("config", "value"),
+    ("layer", "config", "value"),
     [
-        (["MODEL.DEFCN.MATCHER.NAME", "POTO"], math.nan),
-        (["MODEL.DEFCN.MATCHER.NAME", "POTO"], math.inf),
-        (["MODEL.DEFCN.MATCHER.SOLVER", "argmax"], math.nan),
-        (["MODEL.DEFCN.MATCHER.NAME", "ForegroundLoss"], math.inf),
-        (["MODEL.DEFCN.MATCHER.NAME", "OneNet"], math.nan),
-        (["MODEL.DEFCN.MATCHER.KEEP_UNREACHABLE", True], math.nan),
+        ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "POTO"], math.nan),
+        ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "POTO"], math.inf),
+        ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "POTO"], -math.inf),
+        ("bbox_pred", ["MODEL.DEFCN.MATCHER.NAME", "POTO"], math.nan),
+        ("cls_score", ["MODEL.DEFCN.MATCHER.SOLVER", "argmax"], math.nan),
+        ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "ForegroundLoss"], math.inf),
+        ("bbox_pred", ["MODEL.DEFCN.MATCHER.NAME", "ForegroundLoss"], math.inf),
+        ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "OneNet"], math.nan),
+        ("cls_score", ["MODEL.DEFCN.MATCHER.KEEP_UNREACHABLE", True], math.nan),
     ],
 )
-def test_the_trainer_reports_the_loss(config: list, value: float) -> None:
+def test_the_trainer_reports_the_loss(layer: str, config: list, value: float) -> None:
     """There is no error in the matchers before: of POTO and, in the same step, POTOAux."""
     model = build_model(tiny_cfg(*config))
     with torch.no_grad():
-        model.head.cls_score.bias[0] = value
+        getattr(model.head, layer).bias[0] = value
     inputs = random_inputs([(64, 64)], [2], num_classes=1)
     trainer = SimpleTrainer(model, [inputs], torch.optim.SGD(model.parameters(), lr=0.0))
     with EventStorage(), pytest.raises(FloatingPointError, match="infinite or NaN"):
