@@ -22,6 +22,8 @@ class Tolerance:
     relative: float = 0.0
 
 
+_FAR = torch.finfo(torch.float32).max
+
 FLOAT32 = Tolerance()
 FLOAT16 = Tolerance(scores=0.01, boxes=0.5, relative=0.01)
 
@@ -121,6 +123,7 @@ def apart(found: Detections, wanted: Detections, floor: float, tolerance: Tolera
         (scores[:, None] - found.scores).abs() <= tolerance.scores
     )
     pixels = (boxes[:, None] - found.boxes).abs().amax(dim=2)  # (wanted, found)
+    pixels = pixels.nan_to_num(nan=_FAR, posinf=_FAR)  # what is no number is as far as can be
     pixels = pixels.masked_fill(~alike, float("inf")).amin(dim=1)
     there = pixels.isfinite()
     sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)

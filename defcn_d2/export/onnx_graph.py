@@ -47,8 +47,10 @@ def serialized(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
     for node in model.graph.node:  # stack traces of this machine
         del node.metadata_props[:]
         node.doc_string = ""
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
         del value.metadata_props[:]
+    _name_sizes(model)
     for tensor in model.graph.initializer:
         del tensor.metadata_props[:]
     del model.graph.metadata_props[:]
@@ -62,3 +64,13 @@ def serialized(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
         )
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _name_sizes(model: onnx.ModelProto) -> None:
+    """Call the free sizes of inputs and outputs by what they are."""
+    sizes = model.graph.input[0].type.tensor_type.shape.dim
+    names = dict(zip([size.dim_param for size in sizes], ("batch", "channels", "height", "width")))
+    for value in (*model.graph.input, *model.graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param and size.dim_param in names:
+                size.dim_param = names[size.dim_param]
