@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 def assert_sane(steps: Mapping[str, TrainingStep]) -> None:
     """Equal backbones give equal features; losses and gradients are finite, and not all zero."""
-    features = {}
+    features: dict[str, dict[str, torch.Tensor]] = {}
     for name, step in steps.items():
         losses, gradients = step.losses_and_gradients()
         assert all(loss.isfinite() and loss > 0 for loss in losses.values()), (name, losses)
