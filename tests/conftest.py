@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import logging
 import os
 
 import pytest
@@ -21,5 +22,7 @@ settings.load_profile("default")
 
 @pytest.fixture(autouse=True)
 def _reproducible() -> None:
-    """Every test draws the same random numbers, alone or among others."""
+    """Every test draws the same random numbers and logs alike, alone or among others."""
     torch.manual_seed(0)
+    # a training in this process has cut the log off from pytest's
+    logging.getLogger("defcn_d2").propagate = True
