@@ -12,6 +12,7 @@ from helpers import make_cfg, random_inputs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from defcn_d2.compilation import Compilation, is_compiled
 from defcn_d2.engine.step import StepTrainer
 
 TINY = [
@@ -176,3 +177,13 @@ def test_two_processes_with_micro_batches_are_one_batch(tmp_path: Path):
         assert_same((found, logged or losses), (gradients, losses))
         assert sent == [3]  # the counts, once a step
     assert results[0][0][1]  # the main process has logged
+
+
+def test_a_compiled_model_accumulates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph is walked through once for the losses and once for the auxiliary one."""
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)  # put back afterwards
+    compiled = make_model("POTO-3DMF-Aux")
+    compiled.compilation = Compilation([compiled.backbone, compiled.head], "aot_eager")
+    expected = step(make_model("POTO-3DMF-Aux"), inputs(COUNTS[:2]), 2)
+    assert_same(step(compiled, inputs(COUNTS[:2]), 2), expected)
+    assert is_compiled(compiled.backbone)

@@ -48,6 +48,9 @@ class StepTrainer(SimpleTrainer):
         """
         super().__init__(model, data_loader, optimizer)
         self.micro_batches = micro_batches
+        if micro_batches > 1:
+            # A graph may be walked through once a count; torch.compile would free its buffers.
+            torch._functorch.config.donated_buffer = False
 
     def forward(self, data: list[dict]) -> dict[str, Tensor]:
         """The losses of a micro batch."""
