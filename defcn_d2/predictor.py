@@ -12,6 +12,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from PIL import Image
 
+from .data import register_datasets
 from .engine.configuration import load_config
 from .engine.cpu import use_cpu
 from .engine.errors import UserError, first_line
@@ -60,6 +61,7 @@ class Predictor:
             cfg = config.clone()
             cfg.defrost()
             cfg.merge_from_list(opts)
+            register_datasets(cfg)
             cfg.freeze()
         else:
             cfg = load_config(os.fspath(config), opts)

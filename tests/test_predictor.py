@@ -82,6 +82,15 @@ def test_device_and_class_names(weights, predictor, monkeypatch):
         defcn_d2.Predictor(CONFIG, weights, opts=OPTS, device="cuda:1")
 
 
+def test_names_of_own_data_from_a_config_object(weights, tmp_path):
+    """As the config.yaml of a run has them; its files may be gone."""
+    names = [f"thing {number}" for number in range(7)]
+    keys = ["DATASETS.REGISTER.VAL.ANNOTATIONS", str(tmp_path / "val.json")]
+    keys += ["DATASETS.REGISTER.VAL.IMAGES", str(tmp_path), "DATASETS.REGISTER.CLASSES", names]
+    cfg = defcn_d2.get_config("shapes/POTO-3DMF-Aux", [*OPTS, *keys])
+    assert defcn_d2.Predictor(cfg, weights).class_names == names
+
+
 def test_exif_turns_a_file_upright(tmp_path):
     from PIL import Image
 
