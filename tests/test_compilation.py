@@ -88,7 +88,8 @@ def test_where_compiling_fails_the_model_runs_without(caplog: pytest.LogCaptureF
         for _ in range(2):
             assert_same_losses(model, twin, (64, 64))
     assert not is_compiled(model.backbone) and not is_compiled(model.head)
-    (record,) = [x for x in caplog.records if x.name == "defcn_d2.compilation"]
+    # by its file: Detectron2's log handlers, if a training came before, shorten the name
+    (record,) = [x for x in caplog.records if x.module == "compilation"]
     assert record.getMessage().endswith("runs without it: RuntimeError: there is no compiler here")
     assert len(GRAPHS) == 1  # not tried again
 
