@@ -198,7 +198,11 @@ class DeFCN(nn.Module):
     def losses(
         self, priors: Priors, predictions: Predictions, batched_inputs: list[dict]
     ) -> dict[str, Tensor]:
-        """The losses of all criteria; their figures go to the event storage, if there is one."""
+        """The losses of all criteria; their figures go to the event storage, if there is one.
+
+        NaN if any prediction is not finite: matchers leave such locations out, and training has to
+        end with Detectron2's FloatingPointError all the same.
+        """
         if any("instances" not in x for x in batched_inputs):
             raise ValueError(
                 "training needs the key 'instances' in every input, with gt_boxes and gt_classes; "
@@ -211,7 +215,8 @@ class DeFCN(nn.Module):
         for criterion in self.criteria:
             for name, value in getattr(criterion, "metrics", {}).items():
                 _put_scalar(name, value)
-        return losses
+        fault = predictions.nan_if_not_finite()
+        return {name: loss + fault for name, loss in losses.items()}
 
     def find_candidates(
         self,

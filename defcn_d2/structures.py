@@ -81,6 +81,12 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.cls_logits)
 
+    def nan_if_not_finite(self) -> Tensor:
+        """0, or NaN if any value is NaN or infinite: scalar float32, without waiting for a GPU."""
+        values = [self.boxes, self.cls_logits, self.quality_logits]
+        sums = [x.detach().sum(dtype=torch.float64) for x in values if x is not None]
+        return (torch.stack(sums) * 0).sum().float()
+
     def fused(self) -> Tensor:
         """Class logits with the quality branch folded in.
 

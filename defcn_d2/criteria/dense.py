@@ -71,10 +71,8 @@ class DenseCriterion(SummedCriterion):
         Returns:
             ``loss_cls``, ``loss_box_reg``, ``loss_centerness`` and ``loss_box_l1`` (those that
             apply), in float32 or float64. Without any ground truth they are finite, and connected
-            to all predictions. NaN if any prediction is not finite: matchers leave those out, and
-            training has to end with Detectron2's FloatingPointError all the same. Their count is
-            the number that ``normalizer`` names, but for the box loss weighted by centerness: the
-            sum of the targets (method section 6).
+            to all predictions. Their count is the number that ``normalizer`` names, but for the
+            box loss weighted by centerness: the sum of the targets (method section 6).
         """
         assignments = self.match(priors, predictions, gt_instances)
         gt_idxs = torch.stack([assignment.gt_idxs for assignment in assignments])
@@ -107,11 +105,7 @@ class DenseCriterion(SummedCriterion):
             loss = giou_loss(boxes, gt_boxes).sum()
             sums["loss_box_reg"] = LossSum(loss * self.reg_weight, count)
         self.metrics = self._figures(gt_idxs, gt_instances)
-        fault = _nan_if_not_finite(predictions)
-        return {
-            name + self.suffix: LossSum(loss.total + fault, loss.count)
-            for name, loss in sums.items()
-        }
+        return {name + self.suffix: loss for name, loss in sums.items()}
 
     @torch.no_grad()
     def match(
@@ -164,15 +158,6 @@ class DenseCriterion(SummedCriterion):
             f"num_foreground{self.suffix}": (gt_idxs >= 0).sum() / images,
             f"num_unmatched_gt{self.suffix}": torch.tensor(unmatched / images),
         }
-
-
-def _nan_if_not_finite(predictions: Predictions) -> Tensor:
-    """0, or NaN if any prediction is NaN or infinite; without waiting for the device."""
-    fault = predictions.boxes.detach().sum().float() * 0
-    fault = fault + predictions.cls_logits.detach().sum(dtype=torch.float32) * 0
-    if predictions.quality_logits is not None:
-        fault = fault + predictions.quality_logits.detach().sum(dtype=torch.float32) * 0
-    return fault
 
 
 def build_criteria(cfg: CfgNode) -> nn.ModuleList:
