@@ -23,6 +23,14 @@ RESNET18 = (
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "FrozenBN"),
 )
+LOSS_VARIANTS = [
+    pytest.param((), id="filter and auxiliary loss"),
+    pytest.param(
+        ("MODEL.DEFCN.QUALITY_BRANCH", "centerness", "MODEL.DEFCN.MATCHER.NAME", "FCOS"),
+        id="centerness",
+    ),
+    pytest.param(("MODEL.DEFCN.QUALITY_BRANCH", "none", *ANCHORS), id="anchors"),
+]
 
 
 def small_cfg(*opts: object) -> CfgNode:
@@ -98,17 +106,7 @@ def test_order_of_ground_truths_does_not_matter() -> None:
         torch.testing.assert_close(loss, losses[name], rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(
-    "opts",
-    [
-        pytest.param((), id="filter and auxiliary loss"),
-        pytest.param(
-            ("MODEL.DEFCN.QUALITY_BRANCH", "centerness", "MODEL.DEFCN.MATCHER.NAME", "FCOS"),
-            id="centerness",
-        ),
-        pytest.param(("MODEL.DEFCN.QUALITY_BRANCH", "none", *ANCHORS), id="anchors"),
-    ],
-)
+@pytest.mark.parametrize("opts", LOSS_VARIANTS)
 def test_images_without_ground_truth(opts: tuple) -> None:
     model = small_model(*opts)
     sizes = [(64, 64), (64, 64)]
@@ -323,17 +321,7 @@ def test_memory_format_changes_nothing_but_the_memory() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "opts",
-    [
-        pytest.param((), id="filter and auxiliary loss"),
-        pytest.param(
-            ("MODEL.DEFCN.QUALITY_BRANCH", "centerness", "MODEL.DEFCN.MATCHER.NAME", "FCOS"),
-            id="centerness",
-        ),
-        pytest.param(("MODEL.DEFCN.QUALITY_BRANCH", "none", *ANCHORS), id="anchors"),
-    ],
-)
+@pytest.mark.parametrize("opts", LOSS_VARIANTS)
 def test_matching_and_losses_are_in_float32_under_autocast(opts: tuple, dtype: torch.dtype) -> None:
     model = without_batch_norm(small_model(*opts))
     inputs = random_inputs([(64, 64)] * 2, [3, 2], NUM_CLASSES)

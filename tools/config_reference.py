@@ -4,13 +4,14 @@ The comment above a key says why it is there; keys that follow without one share
 """
 
 import ast
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
+
+from defcn_d2.data.storage import write_atomically  # noqa: E402
 
 SOURCE, PAGE = ROOT / "defcn_d2" / "config.py", ROOT / "docs" / "configuration.md"
 HEAD = """\
@@ -126,9 +127,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    temporary = PAGE.with_name(PAGE.name + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, PAGE)
+    write_atomically(PAGE, text.encode())
     print(f"{PAGE}: {len(text)} bytes")
     return 0
 

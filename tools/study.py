@@ -7,7 +7,6 @@ writes docs/study.md. Killed at any point and started again it goes on, run by r
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
 
+from benchmarks.timing import cpu_name  # noqa: E402
 from demo_results import write_json  # noqa: E402
 from study_runs import NETWORKS, Run, Settings, Training, collect, plan, start  # noqa: E402
 
@@ -93,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))  # read at the next import
     args = parse_arguments(arguments)
     settings = Settings(args.iterations, args.batch, args.network, tuple(args.opts))
-    truth = {data: annotations_of(data) for data in dict.fromkeys(run.data for run in args.runs)}
-    failed = [] if args.report else train(args, settings, truth)
+    failed = [] if args.report else train(args, settings)
     for run, reason in failed:
         print(f"error: {run.name} has failed: {reason}", file=sys.stderr)
     return report(args, settings) or bool(failed)
@@ -122,9 +121,13 @@ def note_machine(args: argparse.Namespace) -> None:
     import detectron2
     import torch
 
+    from defcn_d2.engine.cpu import available_cores
+
     gpu = torch.cuda.is_available()
     note = {
-        "device": torch.cuda.get_device_name() if gpu else cpu_name(),
+        "device": torch.cuda.get_device_name()
+        if gpu
+        else f"{cpu_name()} ({available_cores()} cores)",
         "jobs": args.jobs,
         "threads": args.threads,
         "torch": torch.__version__.partition("+")[0],
@@ -132,13 +135,6 @@ def note_machine(args: argparse.Namespace) -> None:
     }
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / "machine.json", note)
-
-
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name, where the system tells it."""
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "a CPU"
 
 
 def annotations_of(data: str) -> Path:
@@ -153,13 +149,13 @@ def annotations_of(data: str) -> Path:
     return Path(metadata.odgt_file if data == "shapes_crowd" else metadata.json_file)
 
 
-def train(
-    args: argparse.Namespace, settings: Settings, truth: dict[str, Path]
-) -> list[tuple[Run, str]]:
+def train(args: argparse.Namespace, settings: Settings) -> list[tuple[Run, str]]:
     """Do the runs that are left, ``args.jobs`` at a time; returns those that failed, and why."""
     waiting = [run for run in args.runs if run.figures(args.output) is None]
     if waiting:
         note_machine(args)
+    # drawn before the runs, which would draw them side by side
+    truth = {data: annotations_of(data) for data in dict.fromkeys(run.data for run in waiting)}
     print(f"{len(args.runs)} runs, {len(args.runs) - len(waiting)} of them done", flush=True)
     busy: list[Training] = []
     failed: list[tuple[Run, str]] = []

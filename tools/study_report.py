@@ -1,6 +1,5 @@
 """The report of the study: tables, expectations and plots from the figures of its runs."""
 
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 from study_plots import plot_crowd, plot_shapes
 from study_runs import VARIANTS, Run, Settings
 from update_readme import replace_between
+
+from defcn_d2.data.storage import write_atomically
 
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 HEADING = "# The study: what each variant does"
@@ -193,7 +194,5 @@ def write_report(
         plot_shapes(shapes, docs / "images" / "study_shapes.png")
     if crowd:
         plot_crowd(crowd, docs / "images" / "study_crowd.png")
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_atomically(path, text.encode())
     return path

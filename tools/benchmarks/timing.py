@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -67,18 +68,18 @@ def wall_clock(call: Callable[[], object]) -> float:
     return elapsed
 
 
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, where the system tells it."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "a CPU"
+
+
 def machine(device: str) -> str:
     """The processor or the GPU, and how much of it is used."""
     if device != "cpu":
         return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
-    name = "unknown processor"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    return f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
