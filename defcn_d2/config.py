@@ -137,8 +137,16 @@ def _add_training_config(cfg: CN) -> None:
     # Micro batches of a step: IMS_PER_BATCH stays the number of images of a whole step (and the
     # learning rate what it is), of which 1 / ACCUMULATE are in memory at a time.
     cfg.SOLVER.ACCUMULATE = 1
+    # Operators that give the same bits every time, so that a run can be repeated exactly; needs SEED.
+    cfg.SOLVER.DETERMINISTIC = False
+    # How many of the last checkpoints stay, older ones are removed; 0: all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
+    # Metric, such as "bbox/AP", whose best checkpoint is kept as model_best.pth; "": none.
+    cfg.SOLVER.CHECKPOINT_BEST = ""
     # Evaluate the same raw detections again with class-wise NMS, and report the gap.
     cfg.TEST.WITH_NMS = False
+    # Let MODEL.WEIGHTS, a .pkl file, hold more than arrays: reading it may run its author's code.
+    cfg.MODEL.WEIGHTS_MAY_RUN_CODE = False
 
 
 def _add_data_config(cfg: CN) -> None:
@@ -157,6 +165,11 @@ def _add_data_config(cfg: CN) -> None:
     node.VAL.IMAGES = ""
     # Names of the classes by ascending category id; [] is set to those of the file.
     node.CLASSES = []
+
+    # Where an image or its annotations are broken: "stop" (name it), or "skip" it, and count.
+    cfg.DATALOADER.ON_ERROR = "stop"
+    # Larger images are errors: a small file can hold one that fills the memory. 0: no limit.
+    cfg.INPUT.MAX_PIXELS = 100_000_000
 
 
 def _add_ema_config(cfg: CN) -> None:
