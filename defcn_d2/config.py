@@ -137,7 +137,7 @@ def _add_training_config(cfg: CN) -> None:
     # Micro batches of a step: IMS_PER_BATCH stays the number of images of a whole step (and the
     # learning rate what it is), of which 1 / ACCUMULATE are in memory at a time.
     cfg.SOLVER.ACCUMULATE = 1
-    # Operators that give the same bits every time, so that a run can be repeated exactly; needs SEED.
+    # Operators that give the same bits every time: a run can be repeated exactly. Needs SEED.
     cfg.SOLVER.DETERMINISTIC = False
     # How many of the last checkpoints stay, older ones are removed; 0: all.
     cfg.SOLVER.CHECKPOINT_KEEP = 0
