@@ -12,6 +12,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from .batch_checks import check_ground_truths, check_images
 from .box_ops import ltrb_to_boxes
 from .compilation import Compilation
 from .criteria import build_criteria, evaluate_criteria, mean_over_workers
@@ -131,7 +132,13 @@ class DeFCN(nn.Module):
         Returns:
             losses in training; else per image ``{"instances": Instances}`` with ``pred_boxes``
             in pixels of the output, ``scores`` and ``pred_classes``, best first.
+
+        Raises:
+            BatchError: images or ground truth that ``batch_checks`` refuses; an empty batch, but
+                for inference.
         """
+        if not self.training and isinstance(batched_inputs, list) and not batched_inputs:
+            return []
         images = self.preprocess_image(batched_inputs)
         priors, predictions = self.predict(images.tensor)
         if self.training:
@@ -203,11 +210,7 @@ class DeFCN(nn.Module):
         NaN if any prediction is not finite: matchers leave such locations out, and training has to
         end with Detectron2's FloatingPointError all the same.
         """
-        if any("instances" not in x for x in batched_inputs):
-            raise ValueError(
-                "training needs the key 'instances' in every input, with gt_boxes and gt_classes; "
-                "call model.eval() for inference"
-            )
+        check_ground_truths(batched_inputs, predictions.cls_logits.shape[2])
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         losses = evaluate_criteria(
             self.criteria, priors, predictions, gt_instances, self.normalizer
@@ -240,16 +243,10 @@ class DeFCN(nn.Module):
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images, pad them at the bottom and the right, and batch them."""
-        channels = len(self.pixel_mean)
-        images = []
-        for x in batched_inputs:
-            image = x["image"].to(self.device)
-            if image.dim() != 3 or len(image) != channels:
-                raise ValueError(
-                    f"an input image has shape {tuple(image.shape)}, expected ({channels}, H, W) "
-                    "as MODEL.PIXEL_MEAN says"
-                )
-            images.append((image - self.pixel_mean) / self.pixel_std)
+        check_images(batched_inputs, len(self.pixel_mean))
+        images = [
+            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+        ]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
 
