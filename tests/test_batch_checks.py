@@ -102,7 +102,7 @@ def test_ground_truth_is_refused(model: nn.Module, fields: dict, message: str) -
 def test_instances_are_refused(model: nn.Module, instances: object, message: str) -> None:
     model.train()
     with pytest.raises(BatchError, match="^image 0 of the batch: .*" + message):
-        model([{"image": IMAGE, "instances": instances}])
+        model([{**batch()[0], "instances": instances}, batch()[1]])
 
 
 def without(key: str) -> dict:
