@@ -109,9 +109,15 @@ class DeFCNHead(nn.Module):
                 f"MODEL.DEFCN.IN_FEATURES {node.IN_FEATURES} have different numbers of channels "
                 f"({sorted(channels)}); take the levels of one FPN"
             )
+        strides = [shape.stride for shape in input_shape]
+        if strides != sorted(set(strides)):
+            raise ValueError(
+                f"MODEL.DEFCN.IN_FEATURES {node.IN_FEATURES} have the strides {strides}, but must "
+                "go from fine to coarse"
+            )
         return {
             "in_channels": channels.pop(),
-            "strides": [shape.stride for shape in input_shape],
+            "strides": strides,
             "num_classes": node.NUM_CLASSES,
             "num_convs": node.NUM_CONVS,
             "norm": node.NORM,

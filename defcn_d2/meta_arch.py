@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .batch_checks import check_ground_truths, check_images
 from .box_ops import ltrb_to_boxes
 from .compilation import Compilation
+from .config_checks import check_model_config
 from .criteria import build_criteria, evaluate_criteria, mean_over_workers
 from .criteria.normalization import Normalizer
 from .head import DeFCNHead
@@ -87,6 +88,7 @@ class DeFCN(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        check_model_config(cfg)
         node = cfg.MODEL.DEFCN
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
@@ -95,10 +97,6 @@ class DeFCN(nn.Module):
             raise ValueError(
                 f"MODEL.DEFCN.IN_FEATURES {missing} are not given by the backbone "
                 f"{cfg.MODEL.BACKBONE.NAME!r}; it has: {', '.join(shapes)}"
-            )
-        if node.NMS_TYPE not in ("none", "class_wise"):
-            raise ValueError(
-                f"MODEL.DEFCN.NMS_TYPE {node.NMS_TYPE!r} is unknown; one of: class_wise, none"
             )
         input_shape = [shapes[name] for name in node.IN_FEATURES]
         return {

@@ -104,7 +104,7 @@ def test_norms_are_clipped_alone_or_together(name, kind):
 
 
 def test_unknown_optimizer():
-    with pytest.raises(UserError, match="SOLVER.OPTIMIZER 'Adam' is unknown; one of: SGD, AdamW"):
+    with pytest.raises(UserError, match="SOLVER.OPTIMIZER 'Adam' is unknown; one of: AdamW, SGD"):
         build_optimizer(load_config(CONFIG, ["SOLVER.OPTIMIZER", "Adam"]), Small())
 
 

@@ -282,10 +282,11 @@ def test_both_paths_of_the_model() -> None:
 def test_switches_of_the_config() -> None:
     model = trained_like(
         *("MODEL.DEFCN.SCORE_THRESH_TEST", 0.2, "MODEL.DEFCN.TOPK_CANDIDATES_TEST", 50),
-        *("MODEL.DEFCN.TOPK_ONLY_TEST", True, "MODEL.DEFCN.NMS_THRESH_TEST", 0.7),
-        *("MODEL.DEFCN.NMS_TYPE", "class_wise", "TEST.DETECTIONS_PER_IMAGE", 7),
+        *("MODEL.DEFCN.NMS_TYPE", "class_wise", "MODEL.DEFCN.NMS_THRESH_TEST", 0.7),
+        *("TEST.DETECTIONS_PER_IMAGE", 7),
     )
-    assert (model.score_thresh, model.topk_candidates, model.topk_only) == (0.2, 50, True)
+    assert (model.score_thresh, model.topk_candidates) == (0.2, 50)
     assert (model.nms_thresh, model.max_detections) == (0.7, 7)
     assert trained_like().nms_thresh is None
     assert trained_like().topk_only is False
+    assert trained_like("MODEL.DEFCN.TOPK_ONLY_TEST", True).topk_only is True

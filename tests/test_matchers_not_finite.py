@@ -109,6 +109,9 @@ def test_nothing_finite_at_all(name: str, value: float, keep_unreachable: bool) 
         assert (gt_idxs == BACKGROUND).all()
 
 
+GTS = ["MODEL.DEFCN.LOSS.NORMALIZER", "gts"]
+
+
 @pytest.mark.parametrize(
     ("layer", "config", "value"),
     [
@@ -119,7 +122,7 @@ def test_nothing_finite_at_all(name: str, value: float, keep_unreachable: bool) 
         ("cls_score", ["MODEL.DEFCN.MATCHER.SOLVER", "argmax"], math.nan),
         ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "ForegroundLoss"], math.inf),
         ("bbox_pred", ["MODEL.DEFCN.MATCHER.NAME", "ForegroundLoss"], math.inf),
-        ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "OneNet"], math.nan),
+        ("cls_score", [*("MODEL.DEFCN.MATCHER.NAME", "OneNet"), *GTS], math.nan),
         ("cls_score", ["MODEL.DEFCN.MATCHER.KEEP_UNREACHABLE", True], math.nan),
     ],
 )

@@ -8,15 +8,18 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from PIL import ImageMode
 
+from ..config_rules import ConfigError, check_rules
 from ..data import DatasetError
 from ..data.own_data import SPLITS, check_datasets
+from ..meta_arch import DeFCN
+from .configuration import value_errors_told
 from .datasets import check_classes, check_names
 from .distributed import Torchrun
 from .errors import UserError, as_user_error, nearest
 from .evaluators import evaluator_type
 from .mixed_precision import check_precision
-from .optimizer import OPTIMIZERS, check_clipping
 from .scaling import scale_to_workers
+from .training_checks import EVALUATION_RULES, check_training_config
 
 
 def uses_gpu(cfg: CfgNode, args: argparse.Namespace) -> bool:
@@ -42,9 +45,9 @@ def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = No
     _check_model(cfg)
     _check_channels(cfg)
     _check_weights(cfg, args)
-    _check_ema(cfg)
+    _check_values(cfg, args.eval_only)
     if not args.eval_only:
-        _check_solver(cfg, processes)
+        _check_batch(cfg, max(1, processes))
         check_precision(cfg, "cuda" if uses_gpu(cfg, args) else "cpu")
     with as_user_error(DatasetError, "{}"):  # last, as large files take their time
         check_datasets(cfg, ["VAL"] if args.eval_only else SPLITS)
@@ -105,6 +108,15 @@ def _check_model(cfg: CfgNode) -> None:
         if name not in registry:
             known = [known for known, _ in registry]
             raise UserError(f"{key} {name!r} is unknown; {nearest(name, known)}")
+    kind = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    if issubclass(kind, DeFCN):
+        _check_parts(kind, cfg)
+
+
+def _check_parts(kind: type[DeFCN], cfg: CfgNode) -> None:
+    """Build a model that takes no memory: its parts know best what they cannot do."""
+    with value_errors_told(cfg), torch.device("meta"):
+        kind(cfg)
 
 
 def _check_channels(cfg: CfgNode) -> None:
@@ -137,42 +149,22 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError(f"MODEL.WEIGHTS {path!r} does not exist; give an existing file")
 
 
-def _check_ema(cfg: CfgNode) -> None:
-    ema = cfg.MODEL.EMA
-    if not 0 <= ema.DECAY < 1:
-        raise UserError(f"MODEL.EMA.DECAY is {ema.DECAY}, but must be at least 0 and below 1")
-    if ema.WARMUP < 0:
-        raise UserError(f"MODEL.EMA.WARMUP is {ema.WARMUP}, but must be 0 or more steps")
-    if ema.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
-        raise UserError(
-            "TEST.PRECISE_BN.ENABLED and MODEL.EMA.ENABLED are both True, but precise statistics "
-            "are those of the live weights, which are not evaluated then; set one of them False"
-        )
+def _check_values(cfg: CfgNode, eval_only: bool) -> None:
+    with as_user_error(ConfigError, "{}"):
+        check_rules(cfg, EVALUATION_RULES)
+        if not eval_only:
+            check_training_config(cfg)
 
 
-def _check_batch(solver: CfgNode, processes: int) -> None:
+def _check_batch(cfg: CfgNode, processes: int) -> None:
+    solver = scale_to_workers(cfg, processes).SOLVER
     images, parts = solver.IMS_PER_BATCH, solver.ACCUMULATE
-    if parts < 1:
-        raise UserError(f"SOLVER.ACCUMULATE is {parts}, but must be 1 or more micro batches")
-    if images < 1 or images % processes:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {images}, but must be a positive multiple of the number of "
-            f"processes ({processes})"
-        )
-    if images % (processes * parts):
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {images}, but must be a multiple of SOLVER.ACCUMULATE "
-            f"({parts}) times the number of processes ({processes})"
-        )
-
-
-def _check_solver(cfg: CfgNode, processes: int) -> None:
-    solver = scale_to_workers(cfg, max(1, processes)).SOLVER
-    if solver.OPTIMIZER not in OPTIMIZERS:
-        known = nearest(solver.OPTIMIZER, OPTIMIZERS)
-        raise UserError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is unknown; {known}")
-    _check_batch(solver, max(1, processes))
-    check_clipping(cfg)
-    for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "BASE_LR"):
-        if solver[key] <= 0:
-            raise UserError(f"SOLVER.{key} is {solver[key]}, but must be above 0")
+    for divisor, name in (
+        (processes, ""),
+        (processes * parts, f"SOLVER.ACCUMULATE ({parts}) times "),
+    ):
+        if images % divisor:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {images}, but must be a multiple of {name}the number of "
+                f"processes ({processes})"
+            )

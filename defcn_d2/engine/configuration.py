@@ -1,6 +1,6 @@
 """From a configuration file and KEY VALUE pairs to a config, with errors that name the mistake."""
 
-import functools
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,10 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_defcn_config
+from ..config_checks import keys_of
 from ..config_files import config_file as packaged_file
 from ..config_files import config_names
+from ..config_rules import value_of
 from ..data import DatasetError, register_datasets
 from .errors import UserError, as_user_error, first_line, nearest
 
@@ -50,15 +52,6 @@ def find_config_file(name: str) -> str:
     if name and not os.path.exists(name) and name in config_names():
         return str(packaged_file(name))
     return name
-
-
-def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    """All keys of a config that hold a value, with dots."""
-    for name, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from keys_of(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
@@ -145,6 +138,18 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
     return text
 
 
+@contextlib.contextmanager
+def value_errors_told(cfg: CfgNode) -> Iterator[None]:
+    """Within the block, errors that a value of the config has caused become ``UserError``."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        sentence = value_at_fault(error, cfg)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from error
+
+
 def value_at_fault(error: Exception, cfg: CfgNode) -> str | None:
     """The sentence for an error that a value in the config has caused; None for any other.
 
@@ -154,7 +159,7 @@ def value_at_fault(error: Exception, cfg: CfgNode) -> str | None:
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
         value = error.args[0]
         for key in keys:
-            if functools.reduce(CfgNode.__getitem__, key.split("."), cfg) == value:
+            if value_of(cfg, key) == value:
                 return f"{key} {value!r} is unknown; correct it or leave it out for the default"
     named = re.findall(r"\b[A-Z]+(?:\.[A-Z0-9_]+)+\b", str(error))
     if any(f".{key}".endswith(f".{name}") for name in named for key in keys):

@@ -9,10 +9,23 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from .errors import UserError
+from ..config_rules import ConfigError, check_rules, numbers, one_of, optional
+from .errors import as_user_error
 
-OPTIMIZERS = ("SGD", "AdamW")
-CLIP_TYPES = ("value", "norm", "full_model")
+_AT_LEAST_0 = numbers("[0, inf)")
+#: Rules for the keys that ``build_optimizer`` reads.
+OPTIMIZER_RULES = {
+    "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
+    "SOLVER.BASE_LR": numbers("(0, inf)"),
+    "SOLVER.MOMENTUM": numbers("[0, 1)"),
+    "SOLVER.WEIGHT_DECAY": _AT_LEAST_0,
+    "SOLVER.WEIGHT_DECAY_NORM": optional(_AT_LEAST_0),
+    "SOLVER.WEIGHT_DECAY_BIAS": optional(_AT_LEAST_0),
+    "SOLVER.BIAS_LR_FACTOR": optional(_AT_LEAST_0),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": numbers("(0, inf)"),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": numbers("(0, inf]"),
+}
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -24,12 +37,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     of all parameters together to a norm of ``CLIP_VALUE`` at most.
 
     Raises:
-        UserError: another name; see ``check_clipping``.
+        UserError: a value that ``OPTIMIZER_RULES`` does not allow.
     """
-    name = cfg.SOLVER.OPTIMIZER
-    if name not in OPTIMIZERS:
-        raise UserError(f"SOLVER.OPTIMIZER {name!r} is unknown; one of: {', '.join(OPTIMIZERS)}")
-    check_clipping(cfg)
+    with as_user_error(ConfigError, "{}"):
+        check_rules(cfg, OPTIMIZER_RULES)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
         return _build_without_full_model(cfg, model)
@@ -39,19 +50,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     optimizer = _build_without_full_model(cfg, model)
     optimizer.__class__ = full_model_clipped(type(optimizer), clip.CLIP_VALUE, clip.NORM_TYPE)
     return optimizer
-
-
-def check_clipping(cfg: CfgNode) -> None:
-    """Raise ``UserError`` for values of ``SOLVER.CLIP_GRADIENTS`` that do not exist."""
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    if not clip.ENABLED:
-        return
-    name = "SOLVER.CLIP_GRADIENTS"
-    if clip.CLIP_TYPE not in CLIP_TYPES:
-        known = ", ".join(CLIP_TYPES)
-        raise UserError(f"{name}.CLIP_TYPE {clip.CLIP_TYPE!r} is unknown; one of: {known}")
-    if clip.CLIP_VALUE <= 0:
-        raise UserError(f"{name}.CLIP_VALUE is {clip.CLIP_VALUE}, but must be above 0")
 
 
 def full_model_clipped(

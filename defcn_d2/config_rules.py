@@ -1,0 +1,111 @@
+"""Rules for single values of a config, to be put together in a table of keys.
+
+A rule is a function from a key and its value to a sentence that says what is wrong, or None.
+"""
+
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from detectron2.config import CfgNode
+
+Rule = Callable[[str, Any], str | None]
+
+
+class ConfigError(ValueError):
+    """A value of a config, or several together, with which there is nothing to build."""
+
+
+def unknown_name(key: str, name: object, names: Iterable[str]) -> str:
+    """The sentence for a ``name`` at ``key`` that is none of ``names``, which are few."""
+    known = {known.lower(): known for known in sorted(names)}
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    hint = f" (did you mean {known[near[0]]!r}?)" if near else ""
+    shown = ", ".join(name or "''" for name in known.values())
+    return f"{key} {name!r} is unknown; one of: {shown}{hint}"
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a key with dots; ``KeyError`` where there is none."""
+    return functools.reduce(CfgNode.__getitem__, key.split("."), cfg)
+
+
+def check_rules(cfg: CfgNode, rules: Mapping[str, Rule]) -> None:
+    """Raise ``ConfigError`` for the first key whose value breaks its rule.
+
+    Keys that the config does not have are left out: versions of Detectron2 differ.
+    """
+    for key, rule in rules.items():
+        try:
+            value = value_of(cfg, key)
+        except KeyError:
+            continue
+        problem = rule(key, value)
+        if problem is not None:
+            raise ConfigError(problem)
+
+
+def numbers(interval: str, divisor: int | None = None, remainder: int = 0) -> Rule:
+    """Numbers of an interval, written as in mathematics: "[0, 1)", "(0, inf)"; never NaN.
+
+    Args:
+        divisor: whole numbers alone, which leave ``remainder`` when divided by it.
+    """
+    low, high = (float(x) for x in interval[1:-1].split(","))
+    words = []
+    if math.isfinite(low):
+        words.append(f"{'above' if interval[0] == '(' else 'at least'} {low:g}")
+    if math.isfinite(high):
+        words.append(f"{'below' if interval[-1] == ')' else 'at most'} {high:.12g}")
+    parity = {(2, 0): ["even"], (2, 1): ["odd"]}.get((divisor or 1, remainder), [])
+    requirement = " and ".join(parity + words)
+
+    def rule(key: str, value: Any) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, Integral if divisor else Real):
+            kind = "whole number" if divisor else "number"
+            return f"{key} is {value!r}, but must be a {kind} {requirement}"
+        if math.isnan(value) or math.isinf(value) and interval[-1] == ")":
+            return f"{key} is {value}, but must be finite"
+        number = float(value)
+        inside = (low < number or interval[0] == "[" and number == low) and (
+            number < high or interval[-1] == "]" and number == high
+        )
+        if not inside or divisor and value % divisor != remainder:
+            return f"{key} is {value}, but must be {requirement}"
+        return None
+
+    return rule
+
+
+def whole(interval: str) -> Rule:
+    """Whole numbers of an interval."""
+    return numbers(interval, divisor=1)
+
+
+def one_of(*names: str) -> Rule:
+    """A name of a few."""
+    return lambda key, value: None if value in names else unknown_name(key, value, names)
+
+
+def each(rule: Rule, least: int = 1) -> Rule:
+    """A list or a tuple of ``least`` values or more that all keep a rule."""
+
+    def of_list(key: str, values: Any) -> str | None:
+        if not isinstance(values, (list, tuple)) or len(values) < least:
+            return f"{key} is {values!r}, but must be a list of at least {least}"
+        return first(rule(f"{key} {list(values)}: a value", value) for value in values)
+
+    return of_list
+
+
+def optional(rule: Rule) -> Rule:
+    """As ``rule``, or None."""
+    return lambda key, value: None if value is None else rule(key, value)
+
+
+def first(problems: Iterable[str | None]) -> str | None:
+    """The first that is one."""
+    return next((problem for problem in problems if problem is not None), None)
