@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_data import CONFIG
 
 from defcn_d2.engine import UserError, load_config
+from defcn_d2.visualization import duplicates
 from defcn_d2.visualization.assignment import assignments, draw_assignment
 from defcn_d2.visualization.boxes import Mark, draw_marks, tile
 from defcn_d2.visualization.colors import class_color
@@ -29,6 +30,8 @@ from defcn_d2.visualization.judged import (
 )
 from defcn_d2.visualization.page import array_jpeg, array_png, figure_png, image_tag
 from defcn_d2.visualization.scores import draw_object_scores, draw_scores
+
+RANGES = "[[0,6],[6,64],[64,128],[128,256],[256,1e8]]"
 
 
 @pytest.fixture
@@ -69,6 +72,23 @@ def test_assignments_are_those_of_the_matchers(example):
     assert any(f"P{3 + level}, stride {8 << level} px: " in title for title in titles)
     with pytest.raises(UserError, match="--matchers POTA: .*unknown.*did you mean 'POTO'"):
         assignments(cfg, example, ["POTA"])
+    with pytest.raises(UserError, match="--matchers is empty"):
+        assignments(cfg, example, [])
+
+
+def test_grids_that_would_hide_the_image_are_left_out(example):
+    """An image 400 pixels wide: cells of 8 pixels are too many, those of 16 are drawn."""
+    priors = make_priors(64, 400)
+    wide = {
+        "image": np.zeros((64, 400, 3), np.uint8),
+        "gt": make_instances(64, 400, [[1, 1, 9, 9], [100, 2, 120, 22]], [0, 1]),
+        "priors": priors,
+        "predictions": random_predictions(priors, 3, num_images=None),
+    }
+    cfg = load_config(CONFIG, ["MODEL.DEFCN.MATCHER.SIZE_RANGES", RANGES])
+    figure = draw_assignment(cfg, Example(**{**vars(example), **wide}), ["FCOS"])
+    lines = [len(axes.lines) for axes in figure.axes if "stride" in axes.get_title()]
+    assert lines == [0, 400 // 16 + 64 // 16]
 
 
 def test_score_maps_show_each_location_where_it_is(example):
@@ -87,6 +107,23 @@ def test_centerness_takes_part_as_in_inference(example):
     maps = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     before, quality, after = maps[1:4]
     assert np.allclose(after, np.sqrt(before * quality))
+
+
+def test_scores_without_a_quality_branch(example):
+    predictions = random_predictions(example.priors, 3, num_images=None, quality=False)
+    plain = Example(**{**vars(example), "predictions": predictions, "quality_branch": "none"})
+    maps = [axes for axes in draw_scores(plain).axes if axes.images][1:]
+    assert len(maps) == 5
+    scores = predictions.cls_logits.sigmoid()
+    shown = np.asarray(maps[0].images[0].get_array())
+    assert np.allclose(shown.ravel(), scores.amax(dim=1)[:96])
+    bars = draw_object_scores(plain, 0).axes[-1]
+    assert [text.get_text() for text in bars.get_legend().get_texts()] == ["class score"]
+    # the cell around (4, 4) alone
+    alone = make_instances(64, 96, [[1, 1, 7, 7]], [1])
+    bars = draw_object_scores(Example(**{**vars(plain), "gt": alone})).axes[-1]
+    (bar,) = bars.containers[0]
+    assert np.isclose(bar.get_height(), scores[0, 1]) and "second" not in bars.get_title()
 
 
 def test_highest_scores_of_an_object(example):
@@ -161,6 +198,47 @@ def test_errors_say_what_is_wrong(tmp_path):
     parsed = Page(tmp_path / "p.html")
     assert len(parsed.pictures) == 4 and parsed.tags.count("script") == 1
     assert names[1] in "".join(parsed.text)  # read back as it was
+
+
+def test_kinds_of_errors(tmp_path):
+    """A detection beside its object; two objects that one detection covers."""
+    Image.fromarray(np.zeros((60, 60, 3), np.uint8)).save(tmp_path / "a.png")
+    beside, covering = [0, 0, 10, 25], [30, 30, 50, 50]
+    one = _judged(
+        file_name=str(tmp_path / "a.png"),
+        gt_boxes=np.array([[0, 0, 10, 10], [30, 30, 50, 50], [30, 30, 50, 46.0]]),
+        gt_classes=np.array([0, 1, 1]),
+        gt_crowd=np.zeros(3, bool),
+        boxes=np.array([beside, covering, [2, 0, 10, 25.0]]),
+        scores=np.array([0.9, 0.8, 0.7]),
+        classes=np.array([0, 1, 1]),
+    )
+    false, missed = false_positives([one], ["dot", "line"], 9), missed_objects([one], ["a", "b"], 9)
+    assert [error.kind for error in false] == ["wrong place", "wrong class and place"]
+    assert false[0].text == "score 0.90; IoU 0.40 with dot"
+    assert [error.kind for error in missed] == ["taken by another", "wrong place"]
+    assert missed[0].text == "20 x 16 px; nearest detection: b 0.80, IoU 0.80"
+
+
+def test_many_duplicates_have_no_names(tmp_path, monkeypatch):
+    """They would cover the image; the objects' own detections keep theirs."""
+    Image.fromarray(np.zeros((60, 60, 3), np.uint8)).save(tmp_path / "a.png")
+    drawn = []
+    monkeypatch.setattr(
+        duplicates, "tile", lambda image, marks, *args, **kwargs: drawn.append(marks)
+    )
+    for count in (duplicates._MANY, duplicates._MANY + 1):
+        one = _judged(
+            file_name=str(tmp_path / "a.png"),
+            boxes=np.tile([0, 0, 10, 10.0], (count + 1, 1)),
+            scores=np.linspace(0.9, 0.5, count + 1),
+            classes=np.zeros(count + 1, np.int64),
+        )
+        duplicates._tile(one, ["dot", "line"], 0.1, "")
+    few, many = ([mark for mark in marks if mark.dashed] for marks in drawn)
+    assert len(few) == duplicates._MANY and all(mark.text for mark in few)
+    assert len(many) == duplicates._MANY + 1 and not any(mark.text for mark in many)
+    assert [mark.text for mark in drawn[1] if mark.text] == ["dot 0.90"]
 
 
 def test_file_names_are_escaped():
