@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from demo_runs import demo, picture, tiny_weights
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from helpers import ROOT
 from tiny_data import CONFIG, TINY_MODEL
@@ -97,6 +98,13 @@ def test_weights_are_needed(capsys):
     with pytest.raises(SystemExit) as caught:
         run(["--config-file", CONFIG])
     assert caught.value.code == 2
+
+
+def test_a_drawing_that_cannot_be_written_is_told(tmp_path, monkeypatch, capsys):
+    source = picture(tmp_path / "a.png")
+    monkeypatch.setattr(cv2, "imwrite", lambda *args: False)  # as on a full disk
+    assert demo("--input", source, "--output", tmp_path / "b.png") == 1
+    assert f"error: cannot write '{tmp_path / 'b.png'}'" in capsys.readouterr().err
 
 
 def test_no_display(tmp_path, monkeypatch, capsys):
@@ -187,9 +195,23 @@ def test_predictor_takes_images_as_training_does():
             assert np.array_equal(inputs["image"].numpy().transpose(1, 2, 0), expected)
 
 
-def test_class_names_come_from_the_first_set():
+def test_class_names_come_from_the_first_set(tmp_path):
     cfg = load_config(CONFIG)
     assert metadata_of(cfg).thing_classes[:2] == ["ellipse", "ring"]
+
+    def load_late() -> list:
+        MetadataCatalog.get("tiny_late").thing_classes = ["dot"]
+        return []
+
+    loaders = {"tiny_late": load_late, "tiny_gone": lambda: open(tmp_path / "gone.json").read()}
+    for name, expected in (("tiny_late", ["dot"]), ("tiny_gone", None)):
+        DatasetCatalog.register(name, loaders[name])
+        try:
+            metadata = metadata_of(load_config(CONFIG, ["DATASETS.TEST", f"('{name}',)"]))
+            assert metadata.name == name and metadata.get("thing_classes") == expected
+        finally:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
     cfg = load_config(CONFIG, ["DATASETS.TEST", "()", "DATASETS.TRAIN", "()"])
     assert metadata_of(cfg).get("thing_classes") is None
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from demo_runs import demo
 
-from defcn_d2.demo.video import Frames, VideoWriter, output_file
+from defcn_d2.demo.video import Frames, VideoWriter, open_source, output_file
 from defcn_d2.engine import UserError
 
 
@@ -141,6 +141,42 @@ def test_json_of_a_video(video, tmp_path):
     entries = json.loads(target.read_text())
     assert [e["image_id"] for e in entries] == [i for i in range(5) for _ in range(5)]
     assert len(frames_of(out)) == 5
+
+
+def test_json_alone_draws_nothing(video, tmp_path, monkeypatch):
+    def draw(*args):
+        raise AssertionError("drawn for nobody")
+
+    monkeypatch.setattr("defcn_d2.demo.video.draw_detections", draw)
+    assert demo("--video-input", video, "--json", tmp_path / "found.json") == 0
+    assert len(json.loads((tmp_path / "found.json").read_text())) == 25
+    assert sorted(os.listdir(tmp_path)) == ["found.json", "in.avi"]
+
+
+def test_a_video_without_a_frame(video, capsys, monkeypatch):
+    monkeypatch.setattr(Frames, "__iter__", lambda self: iter(()))
+    assert demo("--video-input", video, "--output", video.parent / "out") == 1
+    assert "in.avi' holds no frame that OpenCV can read" in capsys.readouterr().err
+
+
+def test_the_end_of_a_stream_is_told_and_that_of_a_file_is_not(capsys):
+    class Source:
+        def get(self, what):
+            return 0.0  # neither rate nor count
+
+    for name in ("x.avi", "rtsp://host/x"):
+        frames = Frames(Source(), name)
+        assert frames.expected is None
+        frames.tell_end()
+        assert not frames.cut_short
+    assert capsys.readouterr().err == "'rtsp://host/x' gives no more pictures after 0\n"
+
+
+def test_opencv_whose_log_cannot_be_silenced(tmp_path, monkeypatch):
+    monkeypatch.delattr(cv2, "utils", raising=False)
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(UserError, match="text.mp4' cannot be read by OpenCV"):
+        open_source(str(tmp_path / "text.mp4"))
 
 
 def test_codecs_fall_back(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 import os
 import subprocess
@@ -23,7 +24,6 @@ from torch import nn
 from defcn_d2 import export
 from defcn_d2.engine import UserError
 from defcn_d2.export import artifacts, command_line, onnx_graph, verification
-from defcn_d2.export.comparison import FLOAT32, Detections, Difference, Tolerance, both_ways
 from defcn_d2.export.detector import DeployedDetector, GridPriors
 from defcn_d2.export.preparation import fold_batch_norms
 
@@ -192,33 +192,20 @@ def test_graphs_with_control_flow_are_refused():
             onnx_graph.check_graph(model_of(relu, node))
 
 
+def test_a_model_too_large_for_a_file_is_refused(monkeypatch):
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    graph = helper.make_graph([relu], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    assert len(onnx_graph.serialized(model, {})) > 20
+    monkeypatch.setattr(onnx_graph, "MAX_BYTES", 20)
+    with pytest.raises(RuntimeError, match="and an ONNX file holds 2: export with --fp16"):
+        onnx_graph.serialized(model, {})
+
+
 # ----------------------------------------------------------------------------- verification
-
-
-def detections(*rows: tuple[float, float, float, float, float, int]) -> Detections:
-    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
-    return Detections(table[:, :4], table[:, 4], table[:, 5].long())
-
-
-FIRST, SECOND, THIRD = (0, 0, 9, 9, 0.9, 1), (5, 5, 20, 30, 0.8, 0), (1, 2, 3, 4, 0.1, 1)
-
-
-def test_comparison_knows_what_differs():
-    wanted = detections(FIRST, SECOND, THIRD)
-
-    def faults(*rows: Any) -> list[str]:
-        return both_ways(detections(*rows), wanted, 3, FLOAT32).faults(FLOAT32)
-
-    assert faults(FIRST, SECOND, THIRD) == []
-    assert faults(SECOND, FIRST, THIRD) == []  # in another order
-    assert faults(FIRST, SECOND, (7, 7, 8, 8, 0.1, 0)) == []  # another one at the cut
-    assert "'boxes' differ by 0.5 pixels" in faults((0, 0, 9, 9.5, 0.9, 1), SECOND, THIRD)[0]
-    assert "'classes' differ: 2 of 4" in faults((0, 0, 9, 9, 0.9, 2), SECOND, THIRD)[0]
-    assert "'classes' differ" in faults((0, 0, 9, 9, 0.91, 1), SECOND, THIRD)[0]
-    assert "'boxes'" in faults((float("nan"), 0, 9, 9, 0.9, 1), SECOND, THIRD)[0]
-    assert "'scores' differ by inf" in Difference(scores=float("inf")).faults(FLOAT32)[0]
-    loose = Tolerance(scores=0.02, boxes=0.1, relative=0.1)
-    assert both_ways(detections((0, 0, 9, 9.5, 0.91, 1)), wanted, 3, loose).too_far == 0
 
 
 @pytest.mark.parametrize("index, name", list(enumerate(artifacts.OUTPUT_NAMES)))
@@ -315,6 +302,23 @@ def test_failed_verification_leaves_no_file(weights, tmp_path, capsys, monkeypat
     assert run(weights, "--format", "torchscript", "--output", tmp_path / "model.ts") == 1
     assert "error: the export and PyTorch do not agree" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+def test_an_export_that_cannot_be_written_is_told(weights, tmp_path, capsys, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def instant(detector: DeployedDetector, properties: dict[str, str]) -> export.Artifact:
+        return export.Artifact(b"x", detector, Counter())
+
+    monkeypatch.setitem(export.FORMATS, "torchscript", instant)
+    monkeypatch.setattr(command_line, "write_atomically", full)
+    assert run(weights, "--format", "torchscript", "--output", tmp_path / "model.ts") == 1
+    error = capsys.readouterr().err
+    assert "model.ts' cannot be written" in error and "No space left on device" in error
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert run(weights, "--format", "torchscript", "--output", tmp_path / "model.ts") == 1
+    assert f"the folder '{tmp_path}' is not writable" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
