@@ -2,51 +2,28 @@
 
 import contextlib
 import os
-import pickle
-import re
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
+from torch import nn
 
 from .checkpoint import describe_weights, fitting_configs, is_derived, strip_prefix
+from .weight_files import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    check_weights,
+    read_checkpoint,
+    read_pickle,
+    read_pycls,
+)
 
-# What reading a file that is no checkpoint, or half of one, can raise.
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, AssertionError)
+__all__ = ["CheckpointError", "DeFCNCheckpointer", "check_fit", "read_checkpoint", "replacing"]
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that is unreadable or of another model; the message says what to do."""
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """The content of a file of ``torch.save``, on the CPU.
-
-    Only tensors and plain containers are read: no code of the file's author runs.
-
-    Raises:
-        CheckpointError: the file is damaged, no checkpoint, or holds other objects.
-        OSError: it cannot be opened.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        # How torch names what it will not construct.
-        unsafe = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
-        problem = (
-            f"holds an object of {unsafe[1]}, and only tensors and plain containers are read; "
-            "write it again without"
-            if unsafe
-            else "is damaged or no checkpoint; fetch or choose another"
-        )
-        raise CheckpointError(f"{path!r} {problem}") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path!r} holds a {type(content).__name__}, no dict of weights; choose another file"
-        )
-    return dict(content)
+# Addresses of Detectron2's own model zoo.
+_CATALOG = ("detectron2://", "catalog://")
 
 
 @contextlib.contextmanager
@@ -100,6 +77,23 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
 
     _path = ""  # of the file being loaded
 
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        may_run_code: bool = False,
+        **checkpointables: Any,
+    ):
+        """
+        Args:
+            may_run_code: read ``.pkl`` files that hold more than arrays, tensors and plain
+                containers, which may run their authors' code; ``MODEL.WEIGHTS_MAY_RUN_CODE``.
+                Files of Detectron2's model zoo, by their addresses there, are always read.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self.may_run_code = may_run_code
+
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth to ``save_dir``, then let ``last_checkpoint`` name it."""
         if not self.save_dir or not self.save_to_disk:
@@ -122,6 +116,17 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
         with replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
+    def get_checkpoint_file(self) -> str:
+        """As Detectron2's; whatever ``last_checkpoint`` holds, the path is of ``save_dir``."""
+        if "://" in self.save_dir:
+            return str(super().get_checkpoint_file())
+        try:
+            with open(os.path.join(self.save_dir, "last_checkpoint"), "rb") as file:
+                name = file.read(4096).decode(errors="replace").strip()
+        except OSError:
+            return ""
+        return os.path.join(self.save_dir, os.path.basename(name))
+
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As Detectron2's.
 
@@ -134,17 +139,39 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
                 "last_checkpoint in OUTPUT_DIR"
             )
         self._path = path
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 forgets it after errors
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            content = self._read_pickle(filename)
+        elif filename.endswith(".pyth"):
+            content = read_pycls(filename)
+        else:
+            content = super()._load_file(filename)
+        check_weights(content["model"], filename)
+        return content
+
+    def _read_pickle(self, filename: str) -> dict[str, Any]:
+        try:
+            return read_pickle(filename)
+        except UnsafeCheckpointError:
+            ours = self._path.startswith(_CATALOG)
+            if not (self.may_run_code or ours):
+                raise
+            self.logger.warning(
+                "%s holds more than arrays, and reading it may run code. It is read, as %s",
+                filename,
+                "it is of Detectron2's model zoo" if ours else "MODEL.WEIGHTS_MAY_RUN_CODE says",
+            )
         try:
             return super()._load_file(filename)
-        except CheckpointError:
+        except OSError:
             raise
-        except _UNREADABLE as error:  # of .pkl files
-            raise CheckpointError(
-                f"{filename!r} is damaged or no checkpoint; fetch or choose another"
-            ) from error
+        except Exception as error:
+            raise CheckpointError(f"{filename!r} cannot be read: {error!r}") from error
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         weights = strip_prefix(checkpoint["model"])
