@@ -1,14 +1,21 @@
 """Checkpoints of a run."""
 
 import os
+import re
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..checkpointer import DeFCNCheckpointer, replacing
+from ..checkpointer import CheckpointError, DeFCNCheckpointer, replacing
 from .ema import EMA_KEY, WeightsEMA
 from .errors import as_user_error
+
+_NUMBERED = re.compile(r"model_(\d+)\.pth")
+
+
+class Unreadable(CheckpointError):
+    """A damaged file."""
 
 
 class Checkpointer(DeFCNCheckpointer):
@@ -26,18 +33,96 @@ class Checkpointer(DeFCNCheckpointer):
         *,
         averaged: bool = False,
         ema: WeightsEMA | None = None,
+        keep: int = 0,
         **checkpointables: Any,
     ):
         """
         Args:
             averaged: use the averaged weights of files that have them; ``MODEL.EMA.ENABLED``.
             ema: the average that a training goes on with.
+            keep: ``SOLVER.CHECKPOINT_KEEP``.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.averaged = averaged
         self.ema = ema
+        self.keep = keep
+        self._tags = True
+        #: Whether ``resume_or_load`` has found a checkpoint to go on from.
+        self.resumed = False
         if ema is not None:
             self.add_checkpointable(EMA_KEY, ema)
+
+    def save(self, name: str, tag: bool = True, **kwargs: Any) -> None:
+        """Write ``name``.pth, let ``last_checkpoint`` name it, and remove what is not kept.
+
+        Args:
+            tag: False: ``last_checkpoint`` stays as it is, and so do all files.
+        """
+        self._tags = tag
+        super().save(name, **kwargs)
+        if tag and self.keep and self.save_to_disk and os.path.isdir(self.save_dir):
+            # Not those of later iterations, which a run that went back to this one has left.
+            older = [x for x in self._numbered() if x < f"{name}.pth"]
+            for file in older[: len(older) + 1 - self.keep]:
+                os.remove(os.path.join(self.save_dir, file))
+
+    def _numbered(self) -> list[str]:
+        """Names of the periodic checkpoints in ``save_dir``, by their iteration."""
+        return sorted(filter(_NUMBERED.fullmatch, os.listdir(self.save_dir)))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if self._tags:
+            super().tag_last_checkpoint(last_filename_basename)
+
+    def last_name(self) -> str:
+        """What ``last_checkpoint`` names, without its suffix; "" if there is none."""
+        path = self.get_checkpoint_file() if self.has_checkpoint() else ""
+        return os.path.basename(path).removesuffix(".pth")
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's, from the newest checkpoint that can be read.
+
+        Args:
+            path: ``MODEL.WEIGHTS``, for a run that has no checkpoint.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be read; or see ``load``.
+        """
+        candidates = self._candidates() if resume else []
+        for number, candidate in enumerate(candidates):
+            try:
+                content = self.load(candidate)
+            except Unreadable as error:
+                if number == len(candidates) - 1:
+                    raise
+                self.logger.warning("%s; going on from the one before it", error)
+            else:
+                self.resumed = True
+                return content
+        return self.load(path, checkpointables=[])
+
+    def _candidates(self) -> list[str]:
+        """The checkpoints of ``save_dir``: that of ``last_checkpoint`` first, then by their age."""
+        tagged = [self.get_checkpoint_file()] if self.has_checkpoint() else []
+        if "://" in self.save_dir or not os.path.isdir(self.save_dir):
+            return tagged
+        names = ["model_final.pth", *reversed(self._numbered())]
+        files = [os.path.join(self.save_dir, name) for name in names]
+        found = [path for path in files if path not in tagged and os.path.isfile(path)]
+        if found and not (tagged and os.path.isfile(tagged[0])):
+            self.logger.warning(
+                "%s names no checkpoint; going on from %s",
+                os.path.join(self.save_dir, "last_checkpoint"),
+                found[0],
+            )
+            return found
+        return tagged + found
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            return super()._load_file(filename)
+        except CheckpointError as error:
+            raise Unreadable(str(error)) from error
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, **kwargs: Any

@@ -21,6 +21,8 @@ from .datasets import load_records
 from .distributed import Torchrun
 from .errors import as_user_error, reported
 from .logs import setup_logging
+from .preemption import Preemption, forwarding
+from .seeds import use_deterministic_operators
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of this process.
 
     Returns:
-        the exit status: 0; 1 after a mistake that the user can put right, told on stderr.
+        the exit status: 0; 1 after a mistake that the user can put right, told on stderr; 75
+        after a signal of a cluster, SIGTERM or SIGUSR1, when all is saved.
     """
     args = default_argument_parser().parse_args(arguments)
     with as_user_error(ValueError, "{}"):
@@ -48,14 +51,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         main(args)
         return 0
     try:
-        launch(
-            _worker,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        with forwarding():
+            launch(
+                _worker,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     except ProcessExitedException as error:  # one of several processes, which has told why
         return error.exit_code
     return 0
@@ -100,7 +104,12 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     Raises:
         UserError: a mistake that the user can put right.
     """
-    cfg = setup(args)
+    preemption = Preemption()
+    with preemption.listening():
+        return _run(setup(args), args, preemption)
+
+
+def _run(cfg: CfgNode, args: argparse.Namespace, preemption: Preemption) -> dict[str, Any] | None:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, averaged=cfg.MODEL.EMA.ENABLED)
@@ -112,7 +121,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if comm.is_main_process():
         for name in cfg.DATASETS.TEST:  # now, not after days of training
             load_records(cfg, [name], filter_empty=False)
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, preemption)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
@@ -131,4 +140,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         args.config_file = find_config_file(args.config_file)  # for the log
     default_setup(cfg, args)
+    if cfg.SOLVER.DETERMINISTIC:
+        use_deterministic_operators()
     return cfg

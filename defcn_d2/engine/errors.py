@@ -4,17 +4,20 @@ import contextlib
 import difflib
 import errno
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils import comm
-from PIL import UnidentifiedImageError
 
 from ..checkpointer import CheckpointError
 from ..data import DatasetError
 from .distributed import is_first_to_fail
+from .mapping import ImageError
+from .preemption import RESUMABLE, Preempted
+
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid\S* [^)]*\)[^\n.]*")
 
 
 class UserError(Exception):
@@ -63,10 +66,17 @@ def describe(error: BaseException) -> str | None:
     """The sentence for an error that the user can put right; None for any other."""
     if isinstance(error, (UserError, DatasetError, CheckpointError)):
         return str(error)
-    if isinstance(error, (SizeMismatchError, UnidentifiedImageError)):
+    if isinstance(error, ImageError):
         # comes from a process that loads data with its traceback, whose last line it is
-        sentence = (str(error).strip().splitlines() or [""])[-1].removesuffix(".")
-        return f"an image is not what its annotations say: {sentence}; correct or remove it"
+        sentence = str(error).strip().splitlines()[-1].rpartition("ImageError: ")[2]
+        return (
+            f"{sentence.removesuffix('.')}; correct or remove it, or set DATALOADER.ON_ERROR skip"
+        )
+    if isinstance(error, RuntimeError) and (worker := _DEAD_WORKER.search(str(error))):
+        return (
+            f"a process that loads data is gone ({worker[0]}), most likely for want of memory: "
+            "lower DATALOADER.NUM_WORKERS, or look into the system's log; go on with --resume"
+        )
     if isinstance(error, FloatingPointError):
         return (
             f"{first_line(error)} Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set "
@@ -77,10 +87,15 @@ def describe(error: BaseException) -> str | None:
             f"the GPU has too little memory ({first_line(error)}): lower SOLVER.IMS_PER_BATCH "
             "or INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
             f"no space left for {error.filename or 'the output'}: free some, or set OUTPUT_DIR "
             "to a folder on another disk, and go on with --resume"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return (
+            f"{error.filename or 'a file'} cannot be written or read ({error.strerror}): set "
+            "OUTPUT_DIR to a folder of yours, or change the rights"
         )
     return None
 
@@ -88,7 +103,8 @@ def describe(error: BaseException) -> str | None:
 def reported(function: Callable[..., int | None]) -> Callable[..., int]:
     """``function`` as the body of a command: returns the exit status, and tells errors on stderr.
 
-    A mistake of the user gives one sentence and status 1, an interrupt 130; a bug its traceback.
+    A mistake of the user gives one sentence and status 1, an interrupt 130, a cluster's signal 75
+    (``RESUMABLE``); a bug its traceback.
     Of the processes that torchrun has started, the first that fails tells why.
     """
 
@@ -100,6 +116,10 @@ def reported(function: Callable[..., int | None]) -> Callable[..., int]:
             if is_first_to_fail():
                 print("\ninterrupted", file=sys.stderr)
             return 130
+        except Preempted as error:
+            if is_first_to_fail():
+                print(error, file=sys.stderr, flush=True)
+            return RESUMABLE
         except Exception as error:
             if not is_first_to_fail():
                 return 1

@@ -15,7 +15,7 @@ _PAGES = (
     "Model:",
 )
 # What the command tells again, in one sentence or as a traceback.
-_TOLD = "Exception during training:"
+_TOLD = ("Exception during training:", "Exception in writing metrics:")
 
 _IRRELEVANT = (
     "torch.meshgrid: in an upcoming release",
@@ -41,4 +41,4 @@ def setup_logging(output_dir: str, rank: int = 0) -> None:
 
 
 def _is_short(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith((*_PAGES, _TOLD))
+    return not record.getMessage().startswith((*_PAGES, *_TOLD))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..criteria import mean_over_workers
+from .nonfinite import NonFiniteLoss
 
 Gradients = list[Tensor | None]
 
@@ -69,12 +70,14 @@ class StepTrainer(SimpleTrainer):
         assert self.model.training, "the model was changed to eval mode"
         self.optimizer.zero_grad()
         parts = StepLosses(self.micro_batches)
+        batches = []
         data_time = 0.0
         with parts.counted(self.model):
             for i in range(self.micro_batches):
                 start = time.perf_counter()
                 data = next(self._data_loader_iter)
                 data_time += time.perf_counter() - start
+                batches.append(data)
                 if i < self.micro_batches - 1:
                     with _without_communication(self.model):
                         losses = parts.add(self.forward(data))
@@ -83,7 +86,8 @@ class StepTrainer(SimpleTrainer):
                     losses = parts.add(self.forward(data))
                     self._put_right(parts)
                     self.backward(_sum(losses.values()))
-        self._write_metrics(parts.losses(), data_time)
+        with NonFiniteLoss.of(parts.losses(), batches) as losses:
+            self._write_metrics(losses, data_time)
         self.update()
 
     def _accumulate(self, losses: dict[str, Tensor], parts: "StepLosses") -> None:

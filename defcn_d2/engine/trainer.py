@@ -10,11 +10,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook
@@ -32,16 +27,22 @@ from torch.utils.data import DataLoader
 
 from ..evaluation.nms_gap import WithAndWithoutNMS
 from ..meta_arch import DeFCN
+from .best import BestCheckpoint
 from .checkpointer import Checkpointer
 from .configuration import value_at_fault
+from .data_loading import EvaluationLoader, TrainingLoader
 from .datasets import load_records
 from .ema import EMAUpdate, WeightsEMA
 from .errors import UserError, as_user_error
 from .evaluators import build_evaluator
 from .hooks import TrainingTime
+from .mapping import BlankWhereBroken, CheckedMapper
 from .mixed_precision import build_step_trainer
+from .nonfinite import NonFiniteLoss, write_dump
 from .optimizer import build_optimizer
+from .preemption import Preempted, Preemption, Stops
 from .scaling import scale_to_workers
+from .seeds import StepSeeds, seed_of_run
 from .throughput import MetricPrinter, Throughput
 
 # Detectron2 v0.5 leaves the optimizer out of its checkpoints.
@@ -53,13 +54,21 @@ class Trainer(DefaultTrainer):
 
     Attributes:
         ema: the average of the weights, or None where ``MODEL.EMA`` is not enabled.
+        seed: what the order of the images, their augmentation and every step's random numbers
+            follow from; part of the checkpoints.
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, preemption: Preemption | None = None):
+        """
+        Args:
+            preemption: of this process; None: signals do what they do by default.
+        """
         TrainerBase.__init__(self)  # not DefaultTrainer's, which knows CUDA devices only
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.preemption = preemption or Preemption()
+        self.seed = seed_of_run(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -71,8 +80,11 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             averaged=cfg.MODEL.EMA.ENABLED,
             ema=self.ema,
+            keep=cfg.SOLVER.CHECKPOINT_KEEP,
             trainer=weakref.proxy(self),
         )
+        metric = cfg.SOLVER.CHECKPOINT_BEST
+        self.best = BestCheckpoint(self.checkpointer, metric) if metric else None
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -118,15 +130,15 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         records = load_records(cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         images = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
-        return build_detection_train_loader(cfg, dataset=records, total_batch_size=images)
+        return TrainingLoader(cfg, records, CheckedMapper.from_config(cfg, True), images)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        return build_detection_test_loader(
-            load_records(cfg, [dataset_name], filter_empty=False),
-            mapper=DatasetMapper(cfg, False),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        records = load_records(cfg, [dataset_name], filter_empty=False)
+        mapper: Any = CheckedMapper.from_config(cfg, False)
+        if cfg.DATALOADER.ON_ERROR == "skip":
+            mapper = BlankWhereBroken(mapper, len(cfg.MODEL.PIXEL_MEAN))
+        return EvaluationLoader(records, mapper, cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -145,20 +157,46 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, model, evaluators)
 
     def build_hooks(self) -> list[HookBase]:
-        own: list[HookBase] = []  # first: what comes after saves and evaluates
+        own: list[HookBase] = [StepSeeds()]  # first: what comes after saves and evaluates
         if self.ema is not None:
             own.append(EMAUpdate(self.ema))
         own.append(TrainingTime())
         if comm.is_main_process():
             own.append(Throughput(self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.DATALOADER.NUM_WORKERS))
         evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
-        theirs = [evaluation if type(x) is EvalHook else x for x in super().build_hooks()]
+        theirs = super().build_hooks()
+        i = next(i for i, x in enumerate(theirs) if type(x) is EvalHook)
+        theirs[i : i + 1] = [Stops(self._save_and_stop), evaluation]
         return [*own, *theirs]
 
     def _evaluate(self) -> OrderedDict:
-        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            self._last_eval_results = self.test(self.cfg, self.model)
+        averaged = self.ema.applied() if self.ema is not None else contextlib.nullcontext()
+        try:
+            with self.preemption.at_once(), averaged:
+                self._last_eval_results = self.test(self.cfg, self.model)
+        except Preempted:
+            if self.iter < self.max_iter - 1:
+                self._save_and_stop()
+            return OrderedDict()  # all is trained and saved: let the hooks that follow end
+        if self.best is not None:
+            self.best.consider(self._last_eval_results, min(self.iter, self.max_iter - 1))
         return self._last_eval_results
+
+    def _save_and_stop(self, together: bool = False) -> None:
+        """End the run after the step that it is at; ``together``: all processes are here."""
+        with self.preemption.deaf():
+            name = f"model_{self.iter:07d}"
+            if self.iter < self.max_iter - 1 and self.checkpointer.last_name() != name:
+                self.checkpointer.save(name, iteration=self.iter)
+            if together:
+                comm.synchronize()  # launchers end the others as soon as one ends
+        self.preemption.stop(f"all is saved up to iteration {self.iter}")
+
+    def train(self) -> Any:
+        results = super().train()
+        if self.preemption.requested:
+            self.preemption.stop("all is trained and saved, but not evaluated")
+        return results
 
     def build_writers(self) -> list[EventWriter]:
         """Terminal, metrics.json, and TensorBoard where it is installed."""
@@ -178,14 +216,45 @@ class Trainer(DefaultTrainer):
             self.checkpointer.export_averaged()
         super().after_train()
 
+    def run_step(self) -> None:
+        try:
+            with self.preemption.step():
+                super().run_step()
+        except NonFiniteLoss as error:
+            write_dump(error, self.cfg, self.model, self.iter, self.seed)
+            raise
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Detectron2's; a resumed run takes the batches that it would have taken."""
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.checkpointer.resumed:
+            self.start_iter = self.iter + 1
+            if self.best is not None:
+                self.best.go_on()
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise UserError(
+                f"the processes would start at the iterations {starts}: OUTPUT_DIR "
+                f"{self.cfg.OUTPUT_DIR!r} must be one folder, shared by all machines"
+            )
+
+    def before_train(self) -> None:
+        loader = self._trainer.data_loader
+        if isinstance(loader, TrainingLoader):
+            loader.seed = self.seed
+            loader.start = self.start_iter * self.cfg.SOLVER.ACCUMULATE
+        super().before_train()
+
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
+        state = {**super().state_dict(), "seed": self.seed}
         if not _SAVES_OPTIMIZER:
             state["_trainer"] = self._trainer.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        if self.cfg.SEED < 0:
+            self.seed = state_dict.get("seed", self.seed)
         if not _SAVES_OPTIMIZER:
             self._trainer.load_state_dict(state_dict["_trainer"])
 

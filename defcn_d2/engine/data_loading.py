@@ -1,0 +1,195 @@
+"""Batches of a training that depend on its seed and on their number alone, and of evaluations."""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, MapDataset, build
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from .mapping import SKIPPED, ImageError, Record
+from .preemption import outlive_signals
+from .seeds import seeded
+
+logger = logging.getLogger(__name__)
+
+# What is drawn: its place in the stream of all processes, and the index of its record.
+Draw = tuple[int, int]
+# So many broken images in a row are no exception: the data are at fault, or the mapper.
+_MAX_TRIES = 10
+
+
+class TrainingLoader:
+    """The batches of this process, one after the other, without end.
+
+    Detectron2's samplers and its grouping by aspect ratio decide what is in a batch; how an image
+    is augmented depends on its place in the stream. So batch n is the same with any number of
+    workers, and after any number of interruptions. Before the first batch is taken, ``seed`` and
+    ``start``, the number of batches to leave out, can be set.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        records: Sequence[Record],
+        mapper: Callable[[Record], Record | None],
+        total_batch_size: int,
+    ):
+        """
+        Args:
+            cfg: whose ``DATALOADER`` and ``SEED`` count.
+            records: in Detectron2's standard format.
+            mapper: raises ``ImageError`` for what cannot be loaded.
+            total_batch_size: of all processes.
+        """
+        self.seed = max(0, cfg.SEED)
+        self.start = 0
+        self.skipped = 0
+        self._cfg = cfg
+        self._mapper = mapper
+        self._batch_size = total_batch_size // comm.get_world_size()
+        self._is_wide = [
+            cfg.DATALOADER.ASPECT_RATIO_GROUPING and record["width"] > record["height"]
+            for record in records
+        ]
+        self._records = DatasetFromList(list(records), copy=False)  # in memory that workers share
+        self._names_told: set[str] = set()
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        images = TrainingImages(
+            self._records, self._mapper, self.seed, self._cfg.DATALOADER.ON_ERROR == "skip"
+        )
+        loader = DataLoader(
+            images,
+            batch_sampler=islice(self._batches(), self.start, None),
+            num_workers=self._cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=list,
+            worker_init_fn=outlive_signals,
+            generator=torch.Generator(),  # the default one stays as it is
+        )
+        for batch in loader:
+            self._count_skipped(batch)
+            yield batch
+
+    def _batches(self) -> Iterator[list[Draw]]:
+        rank, processes = comm.get_rank(), comm.get_world_size()
+        indices = enumerate(build_sampler(self._cfg, self._records, self._mapper, self.seed))
+        draws = ((rank + i * processes, index) for i, index in indices)
+        return grouped(draws, self._is_wide, self._batch_size)
+
+    def _count_skipped(self, batch: list[Record]) -> None:
+        for problems in (x.pop(SKIPPED, ()) for x in batch):
+            self.skipped += len(problems)
+            for problem in problems:
+                if problem not in self._names_told:
+                    self._names_told.add(problem)
+                    logger.warning("Skipped: %s (%d images so far)", problem, self.skipped)
+
+
+class TrainingImages(Dataset):
+    """Images by their draw."""
+
+    def __init__(
+        self,
+        records: DatasetFromList,
+        mapper: Callable[[Record], Record | None],
+        seed: int,
+        skip: bool,
+    ):
+        """
+        Args:
+            skip: broken images are replaced by others, which say so under ``SKIPPED``.
+        """
+        self.records = records
+        self.mapper = mapper
+        self.seed = seed
+        self.skip = skip
+
+    def __getitem__(self, draw: Draw) -> Record:
+        position, index = draw
+        with seeded(self.seed, position):
+            return self._load(index)
+
+    def _load(self, index: int) -> Record:
+        problems: list[str] = []
+        for _ in range(_MAX_TRIES):
+            try:
+                image = self.mapper(self.records[index])
+            except ImageError as error:
+                if not self.skip:
+                    raise
+                image = None
+                problems.append(str(error))
+            if image is not None:
+                return {**image, SKIPPED: problems} if problems else image
+            index = random.randrange(len(self.records))  # a mapper's None: another one, please
+        last = f"; the last: {problems[-1]}" if problems else ""
+        raise ImageError(f"{_MAX_TRIES} images in a row cannot be loaded{last}")
+
+
+class EvaluationLoader(DataLoader):
+    """Detectron2's loader for evaluations: each image once, one a batch; tells what it skipped."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        mapper: Callable[[Record], Record | None],
+        num_workers: int,
+    ):
+        super().__init__(
+            MapDataset(DatasetFromList(list(records), copy=False), mapper),
+            sampler=InferenceSampler(len(records)),
+            num_workers=num_workers,
+            collate_fn=list,
+            worker_init_fn=outlive_signals,
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Any:
+        skipped = 0
+        for batch in super().__iter__():
+            for problem in [x[SKIPPED] for x in batch if SKIPPED in x]:
+                skipped += 1
+                logger.warning("Counts as an image without detections: %s", problem)
+            yield batch
+        if skipped:
+            logger.warning("%d images of this evaluation could not be loaded", skipped)
+
+
+def build_sampler(cfg: CfgNode, records: Dataset, mapper: Callable, seed: int) -> Iterable[int]:
+    """Detectron2's sampler ``DATALOADER.SAMPLER_TRAIN``, with a seed.
+
+    v0.5 gives its samplers none, and some of the later ones draw from NumPy's generator.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    with seeded(seed):
+        sampler = build._train_loader_from_config(cfg, mapper, dataset=records)["sampler"]
+    sampler._seed = seed
+    return sampler
+
+
+def grouped(
+    draws: Iterable[Draw], is_wide: Sequence[bool], batch_size: int
+) -> Iterator[list[Draw]]:
+    """Batches of draws whose images are all wide, or all not; in the order they become full.
+
+    Args:
+        draws: in the order of the sampler.
+        is_wide: of each record.
+        batch_size: draws in a batch.
+    """
+    groups: tuple[list[Draw], list[Draw]] = [], []
+    for draw in draws:
+        group = groups[is_wide[draw[1]]]
+        group.append(draw)
+        if len(group) == batch_size:
+            yield group[:]
+            group.clear()

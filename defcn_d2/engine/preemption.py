@@ -1,0 +1,239 @@
+"""SIGTERM and SIGUSR1, which clusters send before they take a machine away.
+
+The first of them lets the step end, a checkpoint be written and the process exit with status
+``RESUMABLE``; a second one ends it at once.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import distributed
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+#: Exit status of a run that is to be started again with --resume: EX_TEMPFAIL of sysexits.h.
+RESUMABLE = 75
+# Launchers forward a signal that a cluster has sent to every process already.
+_SAME_SIGNAL = 0.5
+# Seconds that a step may go on after a signal; a process that waits for one that is gone waits for
+# ever, and launchers end it by SIGTERM.
+_PATIENCE = 30.0
+
+
+class Preempted(SystemExit):
+    """Ends a process with status ``RESUMABLE``; the message says what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(RESUMABLE)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Preemption:
+    """What a process knows of signals, from ``listening`` on.
+
+    A signal counts at the end of a step (``steps``), so that all processes stop at the same one;
+    outside of steps it raises ``Preempted`` at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._when = 0.0
+        self._signal = 0
+        self._waits = False  # for the end of a step
+        self._steps = 0
+        self._in_step = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the block signals are handled; only in the main thread of a process."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        receiver, sender = os.pipe()
+        os.set_blocking(sender, False)
+        wakeup = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(receiver,), daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            os.close(sender)  # ends the watch
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.requested:
+            if now - self._when > _SAME_SIGNAL:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.requested, self._when, self._signal = True, now, number
+        if self._waits:
+            logger.warning("%s: stopping after this step", signal.Signals(number).name)
+        else:
+            self.stop("nothing was trained since the last checkpoint")
+
+    def _watch(self, receiver: int) -> None:
+        """End a process whose step does not end, in a thread: the main one may hang in a wait."""
+        with open(receiver, "rb", buffering=0) as signals:
+            while received := signals.read(1):
+                if received[0] in SIGNALS and self._in_step:
+                    step = self._steps
+                    time.sleep(_PATIENCE)
+                    if self._in_step and self._steps == step:
+                        print(
+                            f"error: a step did not end within {_PATIENCE:.0f} s after a signal; "
+                            "go on with --resume",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+                        os._exit(RESUMABLE)
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """A step: from its begin on a signal waits until ``requested`` is asked for."""
+        self._steps += 1
+        self._in_step = self._waits = True
+        try:
+            yield
+        finally:
+            self._in_step = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block a signal raises ``Preempted``."""
+        before, self._waits = self._waits, False
+        try:
+            if self.requested:
+                self.stop("")
+            yield
+        finally:
+            self._waits = before
+
+    def stop(self, what: str) -> None:
+        """Raise ``Preempted``."""
+        name = signal.Signals(self._signal).name if self._signal else "a signal to another process"
+        raise Preempted(f"stopped by {name}: {what}; go on with --resume")
+
+    @contextlib.contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Within the block signals are ignored where other processes may send them."""
+        several = comm.get_world_size() > 1
+        main = threading.current_thread() is threading.main_thread()
+        if not (several and main):
+            yield
+            return
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Agreement:
+    """Numbers that processes add up during a step, without waiting for each other in it."""
+
+    def __init__(self) -> None:
+        self._sum = torch.zeros(0, dtype=torch.int64)
+        self._work: Any = None
+
+    def begin(self, *numbers: int) -> None:
+        """Called by all processes."""
+        self._sum = torch.tensor(numbers, dtype=torch.int64)
+        if comm.get_world_size() > 1:
+            group = comm._get_global_gloo_group()
+            self._work = distributed.all_reduce(self._sum, group=group, async_op=True)
+
+    def end(self) -> list[int]:
+        """The sums over all processes of what they have given to ``begin``."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._sum.tolist()
+
+
+class Stops(HookBase):
+    """Ends a run, in all processes after the same step, when one of them is asked to.
+
+    Puts the number of images that were skipped in this run into the metrics, too, as that is known
+    by the same message.
+    """
+
+    def __init__(self, save_and_stop: Callable[..., None]):
+        """
+        Args:
+            save_and_stop: raises ``Preempted``; with ``together`` True.
+        """
+        self._save_and_stop = save_and_stop
+        self._agreement = Agreement()
+
+    def before_step(self) -> None:
+        skipped = getattr(self.trainer._trainer.data_loader, "skipped", 0)
+        self._agreement.begin(self.trainer.preemption.requested, skipped)
+
+    def after_step(self) -> None:
+        asked, skipped = self._agreement.end()
+        if skipped:
+            self.trainer.storage.put_scalar("skipped_images", skipped, smoothing_hint=False)
+        if asked:
+            self._save_and_stop(together=True)
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a worker of a data loader go on when a signal is sent to all processes of a run.
+
+    The process that it works for still needs it until the step ends. Only that one may end it, by
+    SIGTERM as PyTorch does; a worker also ends by itself when that process is gone.
+    """
+    wakeup = signal.set_wakeup_fd(-1)
+    if wakeup >= 0:
+        os.close(wakeup)
+    owner = os.getppid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # not Linux
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != owner:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def forwarding() -> Iterator[None]:
+    """Within the block signals go on to the processes that this one has started by ``spawn``."""
+    from multiprocessing import active_children
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in active_children():
+            if child.pid is not None:
+                os.kill(child.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
