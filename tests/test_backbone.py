@@ -48,6 +48,20 @@ def test_coarse_levels_come_from_p5() -> None:
     torch.testing.assert_close(features["p7"], p7)
 
 
+def test_coarse_levels_of_another_device_follow_its_autocast() -> None:
+    """On a CPU they are in float32 also in mixed precision; elsewhere there is no reason to."""
+    top = build_backbone(tiny_cfg()).top_block
+    c5 = torch.randn(1, 64, 4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {x.dtype for x in top(c5.bfloat16())} == {torch.float32}
+    top = top.to("meta", torch.bfloat16)
+    levels = top(c5.to("meta", torch.bfloat16))
+    assert [tuple(x.shape) for x in levels] == [(1, 64, 2, 3), (1, 64, 1, 2)]
+    assert {(x.device.type, x.dtype) for x in levels} == {("meta", torch.bfloat16)}
+    with pytest.raises(RuntimeError, match="[Dd]type|type"):  # no cast but autocast's
+        top(c5.to("meta"))
+
+
 def test_sum_fusion_with_nearest_neighbours() -> None:
     backbone = build_backbone(tiny_cfg()).eval()
     images = torch.randn(1, 3, 64, 96)

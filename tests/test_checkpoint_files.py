@@ -91,6 +91,19 @@ def settings_and_configs(config: str) -> tuple[dict, list[str]]:
     return describe_weights(weights), fitting_configs(weights)
 
 
+def test_one_class_is_not_always_that_of_crowds() -> None:
+    """Of a variant that no config has for CrowdHuman, those for other data are told."""
+    weights = {
+        "backbone.bottom_up.res2.0.conv3.weight": torch.zeros(1),
+        "head.cls_score.weight": torch.zeros(1, 8, 3, 3),
+        "head.cls_subnet.0.weight": torch.zeros(8, 8, 3, 3),
+        "head.scales.0.scale": torch.zeros(1),
+    }
+    assert fitting_configs(weights) == ["configs/OneNet.yaml"]
+    weights["head.cls_subnet.0.bias"] = torch.zeros(8)
+    assert fitting_configs(weights) == ["configs/crowdhuman/POTO.yaml"]
+
+
 @pytest.mark.parametrize("config", LEAVES)
 def test_the_config_of_weights_is_found_from_them(config: str) -> None:
     settings, configs = settings_and_configs(config)

@@ -123,6 +123,20 @@ def test_errors_of_the_module_are_its_own() -> None:
         compilation(module, torch.zeros(2))
 
 
+def test_errors_of_a_compiler_within_a_module_that_is_not_compiled_are_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class CompilesByItself(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise torch._dynamo.exc.TorchDynamoException("its own")
+
+    compiled, module = nn.Linear(2, 2), CompilesByItself()
+    compilation = Compilation([compiled], "defcn_counting")
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="its own"):
+        compilation(module, torch.ones(1))
+    assert is_compiled(compiled) and not caplog.records
+
+
 def test_copies_are_independent() -> None:
     module = nn.Linear(2, 2)
     compilation = Compilation([module], "defcn_counting")

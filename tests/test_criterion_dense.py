@@ -150,6 +150,19 @@ def test_coordinates_in_sizes_of_the_image_over_the_number_of_ground_truths() ->
     assert losses["loss_box_reg"].item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("off", ["cls", "reg", "l1"])
+def test_a_loss_of_weight_0_is_left_out(off: str) -> None:
+    priors, predictions, gts = batch((2,))
+    gt_idxs = random_assignment((2,), len(priors))
+    weights = {"cls_weight": 1, "reg_weight": 2, "l1_weight": 3}
+    names = {"cls": "loss_cls", "reg": "loss_box_reg", "l1": "loss_box_l1"}
+    every = DenseCriterion(matcher=Fixed(gt_idxs), **weights)(priors, predictions, gts)
+    weights[f"{off}_weight"] = 0
+    losses = DenseCriterion(matcher=Fixed(gt_idxs), **weights)(priors, predictions, gts)
+    assert losses.keys() == set(names.values()) - {names[off]}
+    assert all(torch.equal(loss, every[name]) for name, loss in losses.items())
+
+
 @pytest.mark.parametrize("quality", ["none", "filter", "centerness"])
 @pytest.mark.parametrize("counts", [(0,), (0, 0), (2, 0)])
 def test_images_without_ground_truth(quality: str, counts: tuple[int, ...]) -> None:

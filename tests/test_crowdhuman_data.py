@@ -154,6 +154,19 @@ def test_where_the_folder_is_read_only_the_cache_goes_to_the_users_folder(
     assert load_crowdhuman(*crowd) == first
 
 
+def test_where_no_folder_can_be_written_there_is_no_cache(crowd, tmp_path, monkeypatch, caplog):
+    def read_only(path, content):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(image_sizes, "write_atomically", read_only)
+    with caplog.at_level("INFO", image_sizes.__name__):
+        first = load_crowdhuman(*crowd)
+    assert len(first) == len(SIZES)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and all(text.endswith(": Permission denied") for text in told)
+    assert load_crowdhuman(*crowd) == first
+
+
 def test_an_image_turned_by_exif_has_the_size_that_detectron2_loads(crowd):
     odgt, images = crowd
     picture = Image.new("RGB", (31, 17))
@@ -293,3 +306,6 @@ def test_registering_a_set(crowd):
     assert not calls
     assert DatasetCatalog.get(name) == load_crowdhuman(*crowd)
     assert calls == [1]
+    name = f"crowdhuman_test_{uuid.uuid4().hex}"
+    register_crowdhuman(name, *crowd)  # with nothing to prepare
+    assert DatasetCatalog.get(name) == load_crowdhuman(*crowd)

@@ -103,6 +103,19 @@ def test_evaluator(odgt, name, tmp_path, caplog):
     assert evaluator.evaluate() == {}, "no detections, as Detectron2's evaluators have it"
 
 
+def test_without_a_folder_nothing_is_written(odgt, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = detections(odgt)
+    before = sorted(tmp_path.iterdir())
+    for distributed in (True, False):
+        evaluator = CrowdHumanEvaluator(name, distributed=distributed)
+        for inputs, outputs in batches(found):
+            evaluator.process(inputs, outputs)
+        expected = evaluate_detections(read_images(odgt, None), found)
+        assert evaluator.evaluate() == {"bbox": expected}
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_its_results_file_gives_the_same_figures(odgt, name, tmp_path, capsys):
     evaluator = CrowdHumanEvaluator(name, output_dir=str(tmp_path))
     for inputs, outputs in batches(detections(odgt)):

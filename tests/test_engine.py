@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
@@ -125,6 +125,13 @@ def test_cores_of_a_container(tmp_path, monkeypatch, quota, cores):
     assert cpu.available_cores(tmp_path / "none") == 4
 
 
+def test_cores_where_the_system_tells_no_affinity(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for count, cores in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert cpu.available_cores(tmp_path / "none") == cores
+
+
 @given(cores=st.integers(1, 64), workers=st.integers(0, 64))
 def test_busy_threads_and_workers_fit_the_cores(cores, workers):
     with pytest.MonkeyPatch.context() as patch:
@@ -201,6 +208,8 @@ def test_evaluators_of_the_types_of_data(tiny, tmp_path):
     metadata = MetadataCatalog.get("tiny_people")
     metadata.set(evaluator_type="crowdhuman", odgt_file="none.odgt", image_root="none")
     assert isinstance(evaluators.build_evaluator(cfg, "tiny_people"), CrowdHumanEvaluator)
+    pascal = evaluators.build_evaluator(cfg, "voc_2007_val")
+    assert isinstance(pascal, PascalVOCDetectionEvaluator) and pascal._is_2007
 
 
 def test_predictions_of_two_sets_and_with_nms_have_own_folders(tiny, monkeypatch):

@@ -30,6 +30,8 @@ def test_all_keys_are_scaled(workers):
     assert scaled.is_frozen()
     assert cfg.MODEL.EMA.DECAY == 0.99  # as it was
     assert Trainer.auto_scale_workers(scaled, workers) is scaled  # once
+    cfg.defrost()
+    assert not Trainer.auto_scale_workers(cfg, workers).is_frozen()
 
 
 @pytest.mark.parametrize("opts", [[], ["SOLVER.REFERENCE_WORLD_SIZE", "4"]])

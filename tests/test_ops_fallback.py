@@ -77,6 +77,18 @@ def test_never_built(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "several times slower" in message and "it was not built" in message
 
 
+def test_within_a_compiled_program_nothing_is_told(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A warning would break the graph; the call that compiles it has warned."""
+    monkeypatch.setattr(ops, "_library", library.load())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    levels = random_pyramid()
+    for pair in zip(ops.max_filter_3d(levels), literal_max_filter(levels), strict=True):
+        torch.testing.assert_close(*pair, rtol=0, atol=1e-5)
+    assert not recwarn.list
+
+
 def test_build_failed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"torch": "2.10.0", "errors": {"cpu": "no C++ compiler was found"}}
     (elsewhere / "_build.json").write_text(json.dumps(record))
