@@ -2,12 +2,14 @@
 
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
+from torch import Tensor
 
 from ..box_ops import giou, pairwise_giou
 from ..structures import Assignment, Predictions, Priors
 from . import functional as F
 from .costs import focal_cost, pair_focal_cost
-from .pairs import center_pairs, hungarian_pairs
+from .many_pairs import scored_pairs
+from .pairs import Pairs, hungarian_pairs
 from .registry import MATCHER_REGISTRY, BatchMatcher
 
 # Score of a pair that is not allowed, of the original release: one pair more is worth any cost.
@@ -65,15 +67,27 @@ class ForegroundLoss(BatchMatcher):
             return [
                 self._match_dense(priors, predictions[i], gt) for i, gt in enumerate(gt_instances)
             ]
-        pairs = center_pairs(priors, gt_instances, self.radius)
+        pairs, score = scored_pairs(
+            priors,
+            gt_instances,
+            self.radius,
+            lambda pairs: -self._pair_cost(predictions, pairs),
+            lambda image, gt: -self._cost(predictions[image], gt),
+        )
+        return hungarian_pairs(pairs, score, NOT_ALLOWED)
+
+    def _pair_cost(self, predictions: Predictions, pairs: Pairs) -> Tensor:
+        """(P,) of all images."""
         boxes = predictions.boxes[pairs.images, pairs.locations].float()
         cost = pair_focal_cost(predictions, pairs, self.focal_alpha, self.focal_gamma)
-        cost = cost + self.giou_weight * (1 - giou(pairs.gt_boxes, boxes))
-        return hungarian_pairs(pairs, -cost, NOT_ALLOWED)
+        return cost + self.giou_weight * (1 - giou(pairs.gt_boxes, boxes))
+
+    def _cost(self, predictions: Predictions, gt: Instances) -> Tensor:
+        """(M, R) of one image."""
+        cost = focal_cost(predictions, gt.gt_classes, self.focal_alpha, self.focal_gamma)
+        overlap = pairwise_giou(gt.gt_boxes.tensor, predictions.boxes.float())
+        return cost + self.giou_weight * (1 - overlap)
 
     def _match_dense(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
-        gt_boxes = gt.gt_boxes.tensor
-        cost = focal_cost(predictions, gt.gt_classes, self.focal_alpha, self.focal_gamma)
-        cost = cost + self.giou_weight * (1 - pairwise_giou(gt_boxes, predictions.boxes.float()))
-        allowed = F.inside_center(priors, gt_boxes, self.radius)
-        return Assignment(F.hungarian_dense(-cost, allowed, NOT_ALLOWED))
+        allowed = F.inside_center(priors, gt.gt_boxes.tensor, self.radius)
+        return Assignment(F.hungarian_dense(-self._cost(predictions, gt), allowed, NOT_ALLOWED))

@@ -16,6 +16,13 @@ from ..structures import BACKGROUND, Assignment, Priors
 from .functional import center_region, inside_center
 from .solvers import solve
 
+# More pairs than that are not listed: a few hundred MiB.
+MAX_PAIRS = 2**22
+
+
+class TooManyPairs(Exception):
+    """``MAX_PAIRS`` do not suffice; see ``many_pairs``."""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -49,6 +56,9 @@ def center_pairs(priors: Priors, gt_instances: list[Instances], radius: float) -
     Args:
         gt_instances: of each image; may be empty.
         radius: as in ``inside_center``.
+
+    Raises:
+        TooManyPairs: the radius is 0, and the boxes hold more than ``MAX_PAIRS`` cells of a grid.
     """
     gt_boxes = torch.cat([gt.gt_boxes.tensor for gt in gt_instances])
     gt_classes = torch.cat([gt.gt_classes for gt in gt_instances])
@@ -99,7 +109,10 @@ def _cells_in_regions(
         sides, total = torch.full_like(first, side), first.shape[0] * first.shape[1] * side**2
     else:
         last = (high / strides[:, None] - 0.5).ceil().minimum(shapes - 1).long().clamp(min=-1)
-        sides, total = (last - first + 1).clamp(min=0), None
+        sides = (last - first + 1).clamp(min=0)
+        total = int(sides.prod(dim=2).sum())
+        if total > MAX_PAIRS:
+            raise TooManyPairs
 
     # One entry a cell: the region that it belongs to, of G * L, and where in that it stands.
     first, sides = first.flatten(0, 1), sides.flatten(0, 1)

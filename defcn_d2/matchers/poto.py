@@ -2,11 +2,13 @@
 
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
+from torch import Tensor
 
 from ..structures import Assignment, Predictions, Priors
 from . import functional as F
 from .costs import pair_quality, prediction_quality
-from .pairs import argmax_pairs, center_pairs, hungarian_pairs
+from .many_pairs import scored_pairs
+from .pairs import argmax_pairs, hungarian_pairs
 from .registry import MATCHER_REGISTRY, BatchMatcher
 
 
@@ -64,13 +66,21 @@ class POTO(BatchMatcher):
             return [
                 self._match_dense(priors, predictions[i], gt) for i, gt in enumerate(gt_instances)
             ]
-        pairs = center_pairs(priors, gt_instances, self.radius)
-        quality = pair_quality(predictions, pairs, self.alpha)
+        pairs, quality = scored_pairs(
+            priors,
+            gt_instances,
+            self.radius,
+            lambda pairs: pair_quality(predictions, pairs, self.alpha),
+            lambda image, gt: self._quality(predictions[image], gt),
+        )
         resolve = argmax_pairs if self.solver == "argmax" else hungarian_pairs
         return resolve(pairs, quality)
 
-    def _match_dense(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
+    def _quality(self, predictions: Predictions, gt: Instances) -> Tensor:
+        """(M, R) of one image."""
         boxes, classes = gt.gt_boxes.tensor, gt.gt_classes
-        quality = prediction_quality(predictions, boxes, classes, self.alpha, fused=True)
-        allowed = F.inside_center(priors, boxes, self.radius)
-        return Assignment(F.hungarian_dense(quality, allowed))
+        return prediction_quality(predictions, boxes, classes, self.alpha, fused=True)
+
+    def _match_dense(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
+        allowed = F.inside_center(priors, gt.gt_boxes.tensor, self.radius)
+        return Assignment(F.hungarian_dense(self._quality(predictions, gt), allowed))
