@@ -60,6 +60,7 @@ def test_all_is_understood():
 
 
 FOUR = "annotations whose 'bbox' is not four finite numbers"
+NAME = "images whose 'file_name' is no path below the folder of images"
 BAD = "entries that cannot be understood: 1, first"
 DAMAGE = [  # list, index, what changes there (None: removed), sentence
     ("categories", 1, {"id": None}, f"{BAD} categories[1]: 'id' is missing (its keys: name)"),
@@ -72,7 +73,16 @@ DAMAGE = [  # list, index, what changes there (None: removed), sentence
     ("images", 2, {"id": "x"}, f"{BAD} image id 'x' among whole numbers; correct them"),
     ("images", 2, {"id": 31}, "ids that several images have: 1, first 31; give each image an id"),
     ("images", 2, {"file_name": None}, "images[2]: 'file_name' is missing (its keys: id, width,"),
-    ("images", 2, {"file_name": ""}, "images[2]: 'file_name' is ''"),
+    ("images", 2, {"file_name": ""}, f"{NAME}: 1, first images[2] (''); write it relative to"),
+    ("images", 2, {"file_name": "../x.png"}, f"{NAME}: 1, first images[2] ('../x.png'); write"),
+    ("images", 2, {"id": 2**63}, "images[2]: 'id' must have no more than 64 bits, got 9223372036"),
+    ("images", 2, {"width": 10**7}, "images[2]: no image has width 10000000 and height 48"),
+    (
+        "categories",
+        1,
+        {"name": "\ud800"},
+        "'name' has a character that no file can hold, '\\ud800'",
+    ),
     ("images", 2, {"width": None}, "images[2]: 'width' is missing"),
     ("images", 2, {"height": 48.0}, "images[2]: 'height' must be a whole number, got 48.0"),
     ("images", 2, {"height": 0}, "images[2]: no image has width 64 and height 0"),
@@ -131,6 +141,24 @@ def test_what_is_odd_but_makes_sense():
         "ids that several annotations have: 1, first 100",
         "annotations whose 'image_id' is not among the images: 1, first annotation 102 (99)",
     ]
+
+
+@pytest.mark.parametrize("area", [-1, "9", True, float("nan"), float("inf"), [9], 10**400])
+def test_areas_that_are_none(area):
+    content = make_content()
+    content["annotations"][1]["area"] = area
+    *_, boxes, fatal, odd = read(content)
+    assert fatal == [] and boxes[1].area is None and boxes[0].area == 300
+    (sentence,) = odd
+    assert sentence.startswith("annotations whose 'area' is not a positive number: 1, first annot")
+    assert "annotation 101 (" in sentence and "that of their box is taken" in sentence
+
+
+def test_areas_of_large_objects():
+    content = make_content()
+    content["annotations"][1]["area"] = 12_000_000  # 4000 x 3000 pixels
+    *_, boxes, fatal, odd = read(content)
+    assert fatal == odd == [] and boxes[1].area == 12_000_000
 
 
 def test_values_that_files_leave_out_or_fill_with_nothing():

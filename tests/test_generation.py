@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,31 @@ def test_damage_is_noticed_and_repaired(made, expected, name, damage):
     CALLS.clear()
     made.ensure(workers=1)
     assert not CALLS, "the repaired set should be whole"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["record", {"index": 1, "file_name": "../../secret.jpg", "sha256": None}],
+        ["record", {"index": 1, "sha256": None}],
+        ["record", {"index": "1", "file_name": "000001.jpg", "sha256": None}],
+        ["record", 3],
+        ["header", 3],
+        [["record"], {}],
+        {"record": 1},
+        3,
+    ],
+)
+def test_a_journal_of_a_stranger_is_no_harm(tmp_path, entry):
+    """Checksums are no signature: what nobody here has written is left out."""
+    made = GeneratedSet(RECIPE, tmp_path, "val")
+    made.ensure(1)
+    journal, want = made.folder / "records.jsonl", content(made)
+    text = json.dumps(entry)
+    line = f"{zlib.crc32(text.encode()):08x} {text}\n"
+    journal.write_text(line + journal.read_text())
+    made.ensure(1)
+    assert content(made) == want
 
 
 def test_every_single_damaged_byte_of_the_journal_is_survived(tmp_path):

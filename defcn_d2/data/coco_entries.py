@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from .findings import Findings, Kind
 from .generation import DatasetError
-from .odgt import field, is_number, shown
+from .json_files import parse_json
+from .odgt import LIMIT, field, is_number, shown
+from .paths import check_name
 
 _LISTS = ("images", "annotations", "categories")
 
@@ -25,6 +27,15 @@ _TWICE = {
     # an id of an annotation is a mere number, which nothing refers to
     "annotations": Kind("ids that several annotations have", "they are numbered anew", fatal=False),
 }
+_BAD_NAME = Kind(
+    "images whose 'file_name' is no path below the folder of images",
+    "write it relative to that folder, without '..'",
+)
+_BAD_AREA = Kind(
+    "annotations whose 'area' is not a positive number",
+    "that of their box is taken",
+    fatal=False,
+)
 _SAME_NAME = Kind("names that several categories have", "is that meant?", fatal=False)
 _SAME_FILE = Kind(
     "files that several images name",
@@ -68,7 +79,7 @@ class CocoBox(NamedTuple):
 def parse(path: Path) -> dict[str, list[Any]]:
     """The three lists of a file in COCO's format; DatasetError where it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         return {name: field(content, name, list) for name in _LISTS}
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from error
@@ -76,7 +87,7 @@ def parse(path: Path) -> dict[str, list[Any]]:
         raise DatasetError(
             f"{path} is not JSON, or is cut off ({error}): write or copy it again"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DatasetError(
             f"{path} is not in COCO's format ({error}): expected a JSON object with the lists "
             f"{', '.join(_LISTS)}"
@@ -99,7 +110,7 @@ def read_images(entries: list[Any], findings: Findings) -> list[CocoImage]:
         rare = min(kinds, key=lambda kind: kinds[kind])
         others = "strings" if rare is int else "whole numbers"
         odd = (image for image in images if type(image.id) is rare)
-        findings.add_all(_BAD_ENTRY, odd, lambda x: f"image id {x.id!r} among {others}")
+        findings.add_all(_BAD_ENTRY, odd, lambda x: f"image id {shown(x.id)} among {others}")
         images = [image for image in images if type(image.id) is not rare]
     _find_repeated(_TWICE["images"], (image.id for image in images), findings)
     _find_repeated(_SAME_FILE, (image.file_name for image in images), findings)
@@ -116,15 +127,20 @@ def read_boxes(
     annotations: list[CocoBox] = list(_understood("annotations", entries, findings))
     _find_repeated(_TWICE["annotations"], (a.id for a in annotations), findings)
     findings.add_all(
+        _BAD_AREA,
+        (x for x in entries if isinstance(x, dict) and not _is_area(x.get("area"))),
+        lambda x: f"annotation {shown(x.get('id'))} ({shown(x['area'])})",
+    )
+    findings.add_all(
         _UNKNOWN_CATEGORY,
         (a for a in annotations if a.category_id not in categories),
-        lambda a: f"annotation {a.id!r} ({a.category_id})",
+        lambda a: f"annotation {shown(a.id)} ({a.category_id})",
     )
     known = {image.id for image in images}
     findings.add_all(
         _UNKNOWN_IMAGE,
         (a for a in annotations if a.image_id not in known),
-        lambda a: f"annotation {a.id!r} ({a.image_id!r})",
+        lambda a: f"annotation {shown(a.id)} ({shown(a.image_id)})",
     )
     return [a for a in annotations if a.image_id in known and a.category_id in categories]
 
@@ -135,7 +151,9 @@ def _understood(name: str, entries: list[Any], findings: Findings) -> Iterator[A
         try:
             yield read(entry)
         except _BoxError as error:
-            findings.add(_BAD_BOX, f"annotation {entry['id']!r} ({error})")
+            findings.add(_BAD_BOX, f"annotation {shown(entry['id'])} ({error})")
+        except _NameError as error:
+            findings.add(_BAD_NAME, f"{name}[{number}] ({error})")
         except ValueError as error:
             findings.add(_BAD_ENTRY, f"{name}[{number}]: {error}")
 
@@ -144,25 +162,38 @@ class _BoxError(ValueError):
     """Not a box; the message is what is there."""
 
 
+class _NameError(ValueError):
+    """Not the name of an image; the message is what is there."""
+
+
 def _category(entry: Any) -> tuple[int, str]:
-    return field(entry, "id", int), field(entry, "name", str)
+    return _id(entry, "id", int), field(entry, "name", str)
+
+
+def _id(entry: Any, key: str, kind: type | tuple[type, ...] = (int, str)) -> Any:
+    value = field(entry, key, kind)
+    if isinstance(value, int) and abs(value) >= 2**63:  # what arrays and other programs can hold
+        raise ValueError(f"{key!r} must have no more than 64 bits, got {shown(value)}")
+    return value
 
 
 def _image(entry: Any) -> CocoImage:
-    image_id, file_name = field(entry, "id", (int, str)), field(entry, "file_name", str)
-    if not file_name or "\0" in file_name:
-        raise ValueError(f"'file_name' is {file_name!r}")
+    image_id, file_name = _id(entry, "id"), field(entry, "file_name", str)
+    try:
+        check_name(file_name)
+    except ValueError:
+        raise _NameError(shown(file_name)) from None
     size = None
     if "width" in entry or "height" in entry:
         size = field(entry, "width", int), field(entry, "height", int)
-        if min(size) <= 0:
-            raise ValueError(f"no image has width {size[0]} and height {size[1]}")
+        if not (0 < min(size) and max(size) < LIMIT):
+            raise ValueError(f"no image has width {shown(size[0])} and height {shown(size[1])}")
     return CocoImage(image_id, file_name, size)
 
 
 def _annotation(entry: Any) -> CocoBox:
-    annotation_id = field(entry, "id", (int, str))
-    image_id, category_id = field(entry, "image_id", (int, str)), field(entry, "category_id", int)
+    annotation_id = _id(entry, "id")
+    image_id, category_id = _id(entry, "image_id"), _id(entry, "category_id", int)
     if "bbox" not in entry:
         raise _BoxError("it has none")
     box = entry["bbox"]
@@ -177,11 +208,18 @@ def _annotation(entry: Any) -> CocoBox:
         image_id,
         category_id,
         box,
-        float(area) if is_number(area) and area > 0 else None,
+        float(area) if area and _is_area(area) else None,
         bool(entry.get("iscrowd", 0) or entry.get("ignore", 0)),
     )
 
 
+def _is_area(value: Any) -> bool:
+    """Whether it is the area of an object in pixels, or absent: None, or 0."""
+    if value is None or isinstance(value, bool):
+        return value is None
+    return isinstance(value, (int, float)) and 0 <= value < LIMIT**2
+
+
 def _find_repeated(kind: Kind, values: Iterable[Any], findings: Findings) -> None:
     repeated = (value for value, count in Counter(values).items() if count > 1)
-    findings.add_all(kind, repeated, repr)
+    findings.add_all(kind, repeated, shown)

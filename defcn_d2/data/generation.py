@@ -130,11 +130,11 @@ class GeneratedSet:
     def _state(self) -> _State:
         """Read the journal and check all files against it."""
         found = self._journal().read()
-        header = found["header"][0] if "header" in found else {}
+        header = next((x for x in found.get("header", []) if isinstance(x, dict)), {})
         wanted = self._header(header)
         records: dict[int, Record] = {}
         if {**header, "num_images": 0} == {**wanted, "num_images": 0}:
-            records = {record["index"]: record for record in found.get("record", [])}
+            records = {x["index"]: x for x in found.get("record", []) if _is_record(x)}
         records = {
             index: record
             for index, record in records.items()
@@ -183,13 +183,25 @@ class GeneratedSet:
         return Journal(self.folder / "records.jsonl")
 
 
+def _is_record(value: Any) -> bool:
+    """Whether ``_draw_one`` may have returned it: its image is in the folder of images."""
+    if not isinstance(value, dict) or type(value.get("index")) is not int:
+        return False
+    has_checksum = isinstance(value.get("sha256"), str)
+    return has_checksum and value.get("file_name") == _file_name(value["index"])
+
+
+def _file_name(index: int) -> str:
+    return f"{index:06d}.jpg"
+
+
 def _draw_one(draw: Callable[[int], tuple[np.ndarray, Record]], folder: Path, index: int) -> Record:
     """Draw and write one image; returns its record with ``index``, ``file_name`` and ``sha256``."""
     import cv2  # here, as registering a set shall not need OpenCV
 
     image, record = draw(index)
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-    name = f"{index:06d}.jpg"
+    name = _file_name(index)
     # no sync for each of thousands of files: one that a power cut takes fails its checksum later
     write_atomically(folder / name, encoded, sync=False)
     sha256 = hashlib.sha256(encoded).hexdigest()

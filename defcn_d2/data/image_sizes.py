@@ -14,6 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .generation import DatasetError
+from .json_files import parse_json
+from .odgt import LIMIT
 from .storage import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -71,12 +73,15 @@ def _cache_files(root: Path, annotations: Path) -> list[Path]:
 def _read_cache(path: Path, root: Path) -> dict[str, Size]:
     """What a cache file tells about images in ``root``; nothing where it is absent or damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if content["root"] == str(root.resolve()):
-            return {name: (int(w), int(h)) for name, (w, h) in content["sizes"].items()}
+            sizes = {name: (w, h) for name, (w, h) in content["sizes"].items()}
+            if all(type(side) is int and 0 < side < LIMIT for x in sizes.values() for side in x):
+                return sizes
+            raise ValueError("sizes that no image has")
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         logger.warning("%s is damaged: reading the sizes of the images again", path)
     return {}
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .generation import DatasetError
+from .json_files import parse_json
+from .paths import check_name
 
-_LIMIT = 1e7  # pixels: a coordinate beyond it is a mistake
+LIMIT = 1e7  # pixels: a coordinate beyond it is a mistake
 
 
 class AnnotationError(DatasetError, ValueError):
@@ -66,13 +67,14 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _image(line: bytes) -> OdgtImage:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line)
+    except ValueError as error:
         raise ValueError(f"not a JSON object ({error})") from None
     image_id = field(value, "ID", str)
-    path = PurePosixPath(image_id)
-    if not image_id or path.is_absolute() or ".." in path.parts or "\0" in image_id:
-        raise ValueError(f"ID {image_id!r} is no path below the folder of images")
+    try:
+        check_name(image_id)
+    except ValueError as error:
+        raise ValueError(f"ID {error}; write it relative to that folder, without '..'") from None
     people = [_box(box, number) for number, box in enumerate(field(value, "gtboxes", list))]
     return OdgtImage(
         image_id,
@@ -91,8 +93,8 @@ def _box(value: Any, number: int) -> tuple[list[float], bool]:
             raise ValueError(f"fbox must be x, y, width, height in pixels, got {shown(full)}")
         extra = field(value, "extra", dict) if "extra" in value else {}
         ignore = extra.get("ignore", 0)
-        if not isinstance(ignore, (int, float)):
-            raise ValueError(f"extra.ignore must be a number, got {ignore!r}")
+        if not (is_number(ignore) or isinstance(ignore, bool)):
+            raise ValueError(f"extra.ignore must be a number, got {shown(ignore)}")
     except ValueError as error:
         raise ValueError(f"gtboxes[{number}]: {error}") from None
     return full, tag != "person" or ignore != 0
@@ -102,8 +104,8 @@ def _size(value: dict[str, Any]) -> tuple[int, int] | None:
     if "width" not in value and "height" not in value:
         return None
     width, height = field(value, "width", int), field(value, "height", int)
-    if not (0 < width < _LIMIT and 0 < height < _LIMIT):
-        raise ValueError(f"no image has width {width} and height {height}")
+    if not (0 < width < LIMIT and 0 < height < LIMIT):
+        raise ValueError(f"no image has width {shown(width)} and height {shown(height)}")
     return width, height
 
 
@@ -121,11 +123,23 @@ def field(value: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {shown(value)}")
     if name not in value:
-        keys = f" (its keys: {', '.join(map(str, list(value)[:10]))})" if value else ""
+        found = [key if key.isidentifier() else repr(key) for key in list(value)[:10]]
+        keys = f" (its keys: {', '.join(found)})" if value else ""
         raise ValueError(f"{name!r} is missing{keys}")
     if not isinstance(value[name], kind) or isinstance(value[name], bool):
         raise ValueError(f"{name!r} must be {_NAMES[kind]}, got {shown(value[name])}")
+    if isinstance(value[name], str) and not _is_text(value[name]):
+        raise ValueError(f"{name!r} has a character that no file can hold, {shown(value[name])}")
     return value[name]
+
+
+def _is_text(value: str) -> bool:
+    r"""Whether it can be encoded: JSON can hold halves of characters, such as "\ud800"."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_box(value: Any) -> bool:
@@ -137,11 +151,14 @@ def is_box(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Finite and sensible; NaN and infinities, which Python's JSON accepts, are not."""
     return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and -_LIMIT < value < _LIMIT
+        isinstance(value, (int, float)) and not isinstance(value, bool) and -LIMIT < value < LIMIT
     )
 
 
 def shown(value: Any) -> str:
     """A value for an error message, cut if long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} of great depth"
     return text if len(text) <= 60 else text[:57] + "..."
