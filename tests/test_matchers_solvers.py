@@ -109,6 +109,34 @@ def test_ties_of_the_lowest_score_fall_as_in_the_full_matrix() -> None:
     assert actual == expected(scores)
 
 
+def test_where_all_scores_are_equal_ties_fall_as_in_the_full_matrix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More ground truths than locations, all of score 0: a graph would leave others without."""
+    scores = 0 * crowd(200, 180, 40, seed=0, tied=False)
+    assert solved(scores) == expected(scores)
+    monkeypatch.setattr(solvers, "TIED_ENTRIES", 0)
+    assert solved(scores) != expected(scores)
+
+
+@pytest.mark.parametrize(("copies", "as_matrix"), [(1, False), (2, True), (3, True)])
+def test_a_matrix_larger_than_need_be_is_solved_for_ties_of_the_lowest_score_alone(
+    monkeypatch: pytest.MonkeyPatch, copies: int, as_matrix: bool
+) -> None:
+    scores = 1 + crowd(60, 2000, 40, seed=0, tied=False)
+    gts, locations = np.nonzero(~np.isnan(scores))
+    scores[gts[:copies], locations[:copies]] = 0.5
+    best, calls = expected(scores), []
+
+    def recorded(matrix: NDArray, maximize: bool) -> tuple[NDArray, NDArray]:
+        calls.append(matrix.shape)
+        return linear_sum_assignment(matrix, maximize=maximize)
+
+    monkeypatch.setattr(solvers, "linear_sum_assignment", recorded)
+    assert solved(scores) == best
+    assert len(calls) == as_matrix
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dense_entries", [0, 2**15])
 def test_scores_that_are_not_finite_never_match(

@@ -1,6 +1,7 @@
 """Values: centres of priors, one image of a batch, class logits fused with a quality branch."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,21 @@ def test_one_image_of_the_predictions(quality: bool) -> None:
         assert torch.equal(image.fused(), predictions.fused()[1])
     else:
         assert image.quality_logits is None
+
+
+@pytest.mark.parametrize("quality", [True, False])
+def test_what_is_not_finite_is_found(quality: bool) -> None:
+    """In any field; large values whose sum is beyond float32 are finite."""
+    predictions = random_predictions(make_priors(16, 16), 3, num_images=2, quality=quality)
+    predictions.cls_logits[0, :4] = 3e38
+    predictions.boxes[1, :4] = -3e38
+    flag = predictions.nan_if_not_finite()
+    assert flag == 0 and flag.dtype == torch.float32 and flag.shape == ()
+    for field in ("cls_logits", "boxes", "quality_logits")[: 2 + quality]:
+        for value in (float("nan"), float("inf"), -float("inf")):
+            changed = getattr(predictions, field).clone()
+            changed.view(-1)[-1] = value
+            assert replace(predictions, **{field: changed}).nan_if_not_finite().isnan()
 
 
 @given(LOGITS, LOGITS)
