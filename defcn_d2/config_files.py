@@ -74,6 +74,6 @@ def get_config(name: str, opts: Sequence[object] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_defcn_config(cfg)
-    cfg.merge_from_file(str(config_file(name)))
+    cfg.merge_from_file(str(config_file(name)), allow_unsafe=False)
     cfg.merge_from_list(list(opts))
     return cfg

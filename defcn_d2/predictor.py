@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from .data import register_datasets
+from .data.image_limit import ImageTooLarge, check_pixels
 from .engine.configuration import load_config
 from .engine.cpu import use_cpu
 from .engine.errors import UserError, first_line
@@ -89,7 +90,7 @@ class Predictor:
 
         Raises:
             UserError: files that do not exist (all of them are named before any work), or one
-                that cannot be read as an image.
+                that cannot be read as an image or has more pixels than ``INPUT.MAX_PIXELS``.
             ValueError: an array of another shape or type.
         """
         if images is None or isinstance(images, (np.ndarray, str, os.PathLike)):
@@ -100,27 +101,32 @@ class Predictor:
         for number, picture in enumerate(pictures):
             if not isinstance(picture, (str, os.PathLike)):
                 _check_array(picture, "the image" if single else f"image {number} of the list")
-        found = [self._predictor(_to_rgb(picture)) for picture in pictures]
+        found = [self._predictor(self._to_rgb(picture)) for picture in pictures]
         return found[0] if single else found
 
+    def _to_rgb(self, picture: Picture) -> np.ndarray:
+        if isinstance(picture, np.ndarray):
+            return np.ascontiguousarray(picture[:, :, ::-1])
+        return read_rgb(picture, self.cfg.INPUT.MAX_PIXELS)
 
-def read_rgb(path: str | os.PathLike) -> np.ndarray:
+
+def read_rgb(path: str | os.PathLike, max_pixels: int = 100_000_000) -> np.ndarray:
     """An image file as (H, W, 3) uint8 in RGB, turned upright as its EXIF data say.
 
+    Args:
+        max_pixels: ``INPUT.MAX_PIXELS``, whose default is the same.
+
     Raises:
-        UserError: it is no image, or half of one.
+        UserError: it is no image, or half of one, or has more pixels.
     """
     try:
+        check_pixels(os.fspath(path), max_pixels)
         return read_image(os.fspath(path), "RGB")
+    except ImageTooLarge as error:
+        raise UserError(str(error)) from error
     except _UNREADABLE as error:
         name = os.fspath(path)
         raise UserError(f"{name!r} cannot be read as an image ({first_line(error)})") from error
-
-
-def _to_rgb(picture: Picture) -> np.ndarray:
-    if isinstance(picture, np.ndarray):
-        return np.ascontiguousarray(picture[:, :, ::-1])
-    return read_rgb(picture)
 
 
 def _check_paths(paths: Sequence[str]) -> None:

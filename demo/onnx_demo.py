@@ -16,6 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Of an image, or of a frame of a video: a small file can hold one that fills the memory.
+MAX_PIXELS = 100_000_000
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # read by the import
+
 try:
     import cv2
     import numpy as np
@@ -164,7 +168,7 @@ def find_images(names: Sequence[str]) -> list[str]:
         elif glob.has_magic(name) and not os.path.exists(name):
             found = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
         else:
-            found = [name]
+            found = [name] if name else []
         if not found:
             raise Mistake(f"--input {name!r} holds no image ({', '.join(IMAGES)})")
         files += found
@@ -220,19 +224,32 @@ def run_on_images(
     targets = output_files(images, output) if output else []
     failed = 0
     for index, (path, image_id) in enumerate(zip(images, image_ids(images))):
-        image = cv2.imread(path)
+        image = read_image(path)
         if image is None:
             print(f"skipped: {path!r} cannot be read as an image", file=sys.stderr)
             failed += 1
             continue
         found = detector(image)
-        print(f"{path}: {len(found.scores)} objects")
+        print(f"{printable(path)}: {len(found.scores)} objects")
         results += entries(detector, found, image_id, Path(path).name)
         if targets:
             save(targets[index], draw(image, found, detector.class_names))
     if failed:
         print(f"error: {failed} of {len(images)} images could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def read_image(path: str) -> np.ndarray | None:
+    """BGR; None where OpenCV cannot read it, or will not for its size."""
+    try:
+        return cv2.imread(path)
+    except cv2.error:
+        return None
+
+
+def printable(name: str) -> str:
+    """A name without what would move the cursor of a terminal."""
+    return name if name.isprintable() else repr(name)
 
 
 def save(path: Path, image: np.ndarray) -> None:
@@ -250,6 +267,9 @@ def frames_of(path: str) -> Iterator[tuple[np.ndarray, float]]:
         raise Mistake(f"--input {path!r} does not exist; give a video or images")
     video = cv2.VideoCapture(path)
     rate = video.get(cv2.CAP_PROP_FPS)
+    width, height = (int(video.get(cv2.CAP_PROP_FRAME_WIDTH + side)) for side in (0, 1))
+    if width * height > MAX_PIXELS:
+        raise Mistake(f"--input {path!r} has frames of {width} x {height} pixels; shrink it")
     good, frame = video.read()
     if not good:
         raise Mistake(f"--input {path!r} has no frame that OpenCV can read; convert it, as to .mp4")
@@ -283,7 +303,8 @@ def run_on_video(detector: Detector, path: str, output: str | None, results: lis
     if writer is not None and part is not None and target is not None:
         writer.release()
         os.replace(part, target)
-    print(f"{path}: {count} frames" + (f", see {target}" if target else ""))
+    see = f", see {printable(str(target))}" if target else ""
+    print(f"{printable(path)}: {count} frames{see}")
 
 
 def open_writer(path: Path, rate: float, size: tuple[int, int]) -> Any:
@@ -337,7 +358,7 @@ def write_json(path: Path, results: list[dict]) -> None:
         os.replace(part, path)
     except OSError as error:
         raise Mistake(f"cannot write --json {str(path)!r} ({error.strerror})") from error
-    print(f"{len(results)} detections, see {path}")
+    print(f"{len(results)} detections, see {printable(str(path))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -71,7 +71,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     # what may fail comes before the model is loaded
     images = find_images(args.input) if args.input else []
     source = args.video_input if args.webcam is None else args.webcam
-    video = None if images else open_source(source)
+    video = None if images else open_source(source, cfg.INPUT.MAX_PIXELS)
     window = None if args.output or args.json else Window()
     metadata = metadata_of(cfg)
     names = metadata.get("thing_classes") or []
@@ -82,7 +82,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             status = run_on_video(video, source, detect, names, target, window, results)
         else:
             targets = output_files(images, args.output) if args.output else None
-            status = run_on_images(images, targets, detect, names, window, results)
+            limit = cfg.INPUT.MAX_PIXELS
+            status = run_on_images(images, targets, detect, names, window, results, limit)
     if results is not None:
         results.write()
     return status

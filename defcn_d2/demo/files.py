@@ -28,7 +28,7 @@ def find_images(inputs: Iterable[str]) -> list[str]:
             paths = sorted(glob.glob(name, recursive=True))
             found = [path for path in paths if os.path.isfile(path)]
         else:
-            found = [name]
+            found = [name] if name else []
         if not found:
             raise UserError(f"--input {name!r} holds no image ({', '.join(SUFFIXES)})")
         files.extend(found)

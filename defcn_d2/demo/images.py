@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ..engine import UserError
 from ..predictor import read_rgb
+from ..printable import printable
 from .drawing import draw_detections
 from .parallel import Item, Result
 from .results import Results, image_ids
@@ -25,6 +26,7 @@ def run_on_images(
     names: Sequence[str],
     window: Window | None,
     results: Results | None = None,
+    max_pixels: int = 0,
 ) -> int:
     """Detect on each image, and draw.
 
@@ -35,6 +37,7 @@ def run_on_images(
         names: of the classes.
         window: where drawings are shown, a key apart; or None.
         results: takes all detections; or None.
+        max_pixels: a larger image cannot be read; 0: any can.
 
     Returns:
         the exit status: 1 if an image could not be read.
@@ -46,15 +49,16 @@ def run_on_images(
         quiet = len(files) < 2 or window is not None
         for number, file in enumerate(tqdm(files, unit="image", disable=quiet)):
             try:
-                yield number, read_rgb(file)
+                yield number, read_rgb(file, max_pixels)
             except UserError as error:
-                tqdm.write(f"skipped: {error}", file=sys.stderr)
+                tqdm.write(printable(f"skipped: {error}"), file=sys.stderr)
                 failed += 1
 
     ids = image_ids(files)
     for number, image, found in detect(readable()):
         target = targets[number] if targets else None
-        tqdm.write(f"{files[number]}: {len(found)} objects" + (f", see {target}" if target else ""))
+        see = f", see {target}" if target else ""
+        tqdm.write(printable(f"{files[number]}: {len(found)} objects{see}"))
         if results is not None:
             results.add(ids[number], files[number], found)
         if target is None and window is None:

@@ -11,6 +11,7 @@ from detectron2.structures import Instances
 from ..data import DatasetError
 from ..data.storage import write_atomically
 from ..engine import UserError
+from ..printable import printable
 from .files import make_folder
 
 
@@ -57,7 +58,7 @@ class Results:
             write_atomically(self.path, json.dumps(self._entries).encode())
         except OSError as error:
             raise UserError(f"cannot write --json {str(self.path)!r} ({error.strerror})") from error
-        print(f"{len(self._entries)} detections, see {self.path}")
+        print(printable(f"{len(self._entries)} detections, see {self.path}"))
 
 
 def _categories(metadata: Metadata) -> dict[int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..engine import UserError
+from ..printable import printable
 from .drawing import draw_detections
 from .files import make_folder
 from .parallel import Item, Result
@@ -89,7 +90,7 @@ def run_on_video(
         raise UserError(f"{frames.name} holds no frame that OpenCV can read: {_CONVERT}")
     seconds = time.monotonic() - began
     see = f", see {target}" if target is not None else ""
-    print(f"{done} frames in {seconds:.1f} s ({done / seconds:.1f} frames/s){see}")
+    print(printable(f"{done} frames in {seconds:.1f} s ({done / seconds:.1f} frames/s){see}"))
     return 1 if frames.cut_short else 0
 
 
@@ -147,14 +148,24 @@ class Frames:
             )
 
 
-def open_source(source: str | int) -> cv2.VideoCapture:
-    """The opened video or camera; ``UserError`` where that is not possible."""
+def open_source(source: str | int, max_pixels: int = 0) -> cv2.VideoCapture:
+    """The opened video or camera; ``UserError`` where that is not possible.
+
+    Args:
+        max_pixels: a video of larger frames is not possible; 0: any is.
+    """
     if isinstance(source, str) and "://" not in source and not os.path.isfile(source):
         raise UserError(f"--video-input {source!r} does not exist; give a video file")
     with _quiet():
         video = cv2.VideoCapture(source)
     if video.isOpened():
-        return video
+        width, height = (int(video.get(cv2.CAP_PROP_FRAME_WIDTH + side)) for side in (0, 1))
+        if not 0 < max_pixels < width * height:
+            return video
+        raise UserError(
+            f"--video-input {source!r} has frames of {width} x {height} pixels, more than "
+            f"INPUT.MAX_PIXELS, {max_pixels:,}: raise it, or shrink the video"
+        )
     if isinstance(source, int):
         raise UserError(
             f"--webcam: there is no camera {source} that OpenCV can open; give --video-input"

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from ..bounded_yaml import BoundedYaml
 from ..config import add_defcn_config
 from ..config_checks import keys_of
 from ..config_files import config_file as packaged_file
@@ -64,7 +65,10 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"configuration file {config_file!r} is not a .yaml file, give one")
     try:
-        cfg.merge_from_file(str(path) if "://" not in config_file else config_file)
+        address = str(path) if "://" not in config_file else config_file
+        BoundedYaml.load_yaml_with_base(address, allow_unsafe=False)
+        # Detectron2 builds any Python object that a yaml asks for, unless told otherwise
+        cfg.merge_from_file(address, allow_unsafe=False)
     except FileNotFoundError as error:
         raise UserError(
             f"configuration file {config_file!r} is based on {error.filename!r}, which does not "
@@ -74,10 +78,16 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or first_line(error)
+        if "tag:yaml.org,2002:python" in problem:
+            problem += "; tags of Python are not read, as they can run code: write the value itself"
         message = f"configuration file {config_file!r}{where} cannot be read: {problem}"
         raise UserError(message) from error
     except (KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
         raise UserError(f"configuration file {config_file!r}: {_explain(error, cfg)}") from error
+    except RecursionError as error:
+        raise UserError(
+            f"configuration file {config_file!r} is nested too deeply; is it based on itself?"
+        ) from error
 
 
 def _file_near(path: Path) -> str:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -18,6 +17,7 @@ from ..engine import Trainer, UserError, load_config, reported
 from ..engine.checkpointer import Checkpointer
 from ..engine.cpu import use_cpu
 from ..meta_arch import DeFCN
+from ..predictor import read_rgb
 from .artifacts import FORMATS, Outputs, require_onnx
 from .benchmark import latency
 from .comparison import Difference
@@ -85,7 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     args = parse_arguments(arguments)
     cfg = setup(args)
-    images = read_images(args.images)
+    images = read_images(args.images, cfg.INPUT.MAX_PIXELS)
     model = load_model(cfg)
     topk = args.topk or default_topk(cfg)
     resize = tuple(args.resize) if args.resize else None
@@ -155,7 +155,7 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"--output {str(path)!r} cannot be written ({error.strerror}); give another")
 
 
-def read_images(name: str | None) -> list[np.ndarray]:
+def read_images(name: str | None, max_pixels: int = 0) -> list[np.ndarray]:
     """The first few images (H, W, 3) uint8, BGR, that the argument names; drawn ones of none."""
     if name is None:
         return drawn_images()
@@ -165,10 +165,10 @@ def read_images(name: str | None) -> list[np.ndarray]:
         raise UserError(str(error).replace("--input", "--images")) from error
     images = []
     for path in paths:
-        image = cv2.imread(path)
-        if image is None:
-            raise UserError(f"--images: {path!r} cannot be read as an image; leave it out")
-        images.append(image)
+        try:
+            images.append(np.ascontiguousarray(read_rgb(path, max_pixels)[:, :, ::-1]))
+        except UserError as error:
+            raise UserError(f"--images: {error}; leave it out") from error
     return images
 
 

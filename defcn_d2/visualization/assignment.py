@@ -19,6 +19,7 @@ from ..matchers.costs import prediction_quality
 from ..structures import Priors
 from .colors import class_color
 from .example import Example
+from .page import figure_text
 
 DEFAULT = ("POTO", "POTOAux", "ATSS", "FCOS")
 # Side of an anchor in strides, for matchers by anchors where the model has points: the release's.
@@ -106,7 +107,8 @@ def draw_assignment(cfg: CfgNode, example: Example, matchers: Sequence[str] = DE
     unused = [name for i, name in enumerate(example.level_names) if i not in used]
     note = f"; no positives on {', '.join(n.partition(',')[0] for n in unused)}" if unused else ""
     objects = f"{len(gt)} object{'s' * (len(gt) > 1)}"
-    figure.suptitle(f"Positive locations in {example.name}, {objects}{note}", fontsize=12)
+    where = figure_text(example.name)
+    figure.suptitle(f"Positive locations in {where}, {objects}{note}", fontsize=12)
     _legend(figure, example, alpha, len(matchers))
     return figure
 
@@ -152,10 +154,9 @@ def _area(quality: float) -> float:
 
 def _legend(figure: Figure, example: Example, alpha: float, columns: int) -> None:
     present = sorted(set(example.gt.gt_classes.tolist()))
+    names = [figure_text(name) for name in example.classes]
     handles = [
-        Rectangle(
-            (0, 0), 1, 1, fill=False, edgecolor=class_color(i), lw=2, label=example.classes[i]
-        )
+        Rectangle((0, 0), 1, 1, fill=False, edgecolor=class_color(i), lw=2, label=names[i])
         for i in present
     ]
     dots = [

@@ -170,7 +170,7 @@ def _check_count(option: str, value: int, least: int) -> None:
 def _save(args: argparse.Namespace, title: str, pictures: Sequence[Picture]) -> None:
     """The page, and a PNG a picture: the first by the command's name, the others numbered."""
     name = args.command
-    files = {f"{name}.html": pictures_page(title, "", pictures).encode()}
+    files = {f"{name}.html": pictures_page(title, "", pictures).encode("utf-8", "backslashreplace")}
     for number, picture in enumerate(pictures, start=1):
         files[f"{name}.png" if number == 1 else f"{name}_{number}.png"] = picture.content
     save(args.output, files)

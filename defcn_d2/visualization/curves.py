@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..engine import UserError
+from .page import figure_text
 
 Rows = list[dict[str, float]]
 
@@ -93,7 +94,7 @@ def draw_curves(runs: dict[str, Rows]) -> Figure:
             name: [(row["iteration"] + 1, row[key]) for row in metrics if key in row]
             for name, metrics in runs.items()
         }
-        title, unit = _PANELS.get(key) or _title(key)
+        title, unit = _PANELS.get(key) or _title(figure_text(key))
         if all(len(points) <= 1 for points in curves.values()):
             _draw_bars(axes, curves, colors, title)
         else:
@@ -106,8 +107,8 @@ def draw_curves(runs: dict[str, Rows]) -> Figure:
     for axes in panels[len(keys) :]:
         axes.axis("off")
     what = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
-    figure.suptitle(f"Training and evaluation of {what}", fontsize=12)
-    handles = [Patch(color=color, label=name) for name, color in colors.items()]
+    figure.suptitle(f"Training and evaluation of {figure_text(what)}", fontsize=12)
+    handles = [Patch(color=color, label=figure_text(name)) for name, color in colors.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 

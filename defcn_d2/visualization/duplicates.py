@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..predictor import read_rgb
+from ..printable import printable
 from .boxes import Mark, grid, tile
 from .judged import DUPLICATE, IGNORED, KIND_COLORS, KINDS, TRUE, Judged, judge
 from .page import Picture, array_png, figure_png
@@ -58,7 +59,9 @@ def duplicate_pictures(
             )
         ]
         number = duplicates[i]
-        title = f"{Path(judged[i].file_name).name}: {number} duplicate{'s' * (number != 1)}"
+        title = (
+            f"{printable(Path(judged[i].file_name).name)}: {number} duplicate{'s' * (number != 1)}"
+        )
         pictures.append(Picture(title, _NOTE, array_png(grid(tiles, 2))))
     return pictures
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..predictor import read_rgb
+from ..printable import printable
 from .boxes import Mark, draw_marks, grid, tile
 from .colors import class_color
 from .judged import BACKGROUND, DUPLICATE, Judged
@@ -213,7 +214,7 @@ def _section(heading: str, errors: Sequence[Error], total: int) -> str:
 
 
 def _card(error: Error) -> str:
-    name = Path(error.file_name).name
+    name = printable(Path(error.file_name).name)
     return (
         f'<div class="error" data-class="{html.escape(error.class_name)}" '
         f'data-kind="{html.escape(error.kind)}">'

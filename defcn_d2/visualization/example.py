@@ -17,6 +17,7 @@ from ..engine import Predictor, UserError
 from ..engine.datasets import check_names, load_records
 from ..meta_arch import DeFCN
 from ..predictor import read_rgb
+from ..printable import printable
 from ..structures import Predictions, Priors
 
 Record = dict[str, Any]
@@ -83,7 +84,7 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: only a DeFCN has "
             "locations to draw"
         )
-    pixels = read_rgb(record["file_name"])
+    pixels = read_rgb(record["file_name"], cfg.INPUT.MAX_PIXELS)
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, max_size=cfg.INPUT.MAX_SIZE_TEST)
     transform = resize.get_transform(pixels)
     pixels = transform.apply_image(pixels)
@@ -95,7 +96,7 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
         images = model.preprocess_image([{"image": tensor}])
         priors, predictions = model.predict(images.tensor)
     return Example(
-        name=os.path.basename(record["file_name"]),
+        name=printable(os.path.basename(record["file_name"])),
         image=pixels,
         gt=_ground_truth(record, transform.apply_box, pixels.shape[:2]),
         classes=class_names(dataset, cfg.MODEL.DEFCN.NUM_CLASSES),
@@ -110,7 +111,8 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
 
 def class_names(dataset: str, number: int) -> list[str]:
     """Names of a data set's classes, or numbers where they have none."""
-    return list(MetadataCatalog.get(dataset).get("thing_classes") or map(str, range(number)))
+    names = MetadataCatalog.get(dataset).get("thing_classes") or range(number)
+    return [printable(name) for name in names]
 
 
 def find_record(records: Sequence[Record], image: str) -> Record:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..data.storage import write_atomically
 from ..engine import UserError
+from ..printable import printable
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; color: #202020;
@@ -39,6 +40,11 @@ def figure_png(figure: Figure, dpi: int = 110) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+def figure_text(text: str) -> str:
+    """Names of runs, files and classes for a figure: their dollars begin no formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def array_png(pixels: np.ndarray) -> bytes:
@@ -107,7 +113,7 @@ def save(folder: Path, files: dict[str, bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_atomically(folder / name, content)
-            print(f"see {folder / name} ({len(content) / 1024:.0f} KiB)")
+            print(printable(f"see {folder / name} ({len(content) / 1024:.0f} KiB)"))
     except OSError as error:
         raise UserError(
             f"--output {str(folder)!r} cannot be written to ({error.strerror}); give another folder"

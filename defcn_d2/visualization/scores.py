@@ -14,6 +14,7 @@ from torch import Tensor
 from ..engine import UserError
 from .colors import class_color
 from .example import Example
+from .page import figure_text
 
 _COLORMAP = "magma"
 _BRANCHES = {"filter": "3D max filter", "centerness": "centerness"}
@@ -65,7 +66,7 @@ def draw_scores(example: Example) -> Figure:
             aspect=25,
             pad=0.01,
         )
-    figure.suptitle(f"Scores of all locations in {example.name}", fontsize=12)
+    figure.suptitle(f"Scores of all locations in {figure_text(example.name)}", fontsize=12)
     return figure
 
 
@@ -110,7 +111,7 @@ def _draw_image(axes: Axes, example: Example) -> None:
 
 def _legend(axes: Axes, example: Example) -> None:
     present = sorted(set(example.gt.gt_classes.tolist()))
-    handles = [Patch(color=class_color(i), label=example.classes[i]) for i in present]
+    handles = [Patch(color=class_color(i), label=figure_text(example.classes[i])) for i in present]
     axes.legend(handles=handles, loc="upper center", frameon=False, fontsize=9)
 
 
@@ -173,8 +174,11 @@ def draw_object_scores(example: Example, number: int | None = None, count: int =
         ranks = np.flatnonzero(levels == level)
         _draw_places(axes, example, number, level, ranks, best[torch.from_numpy(ranks)])
     _draw_bars(right, example, before[best], None if quality is None else after[best])
-    right.set_ylabel(f"score for {example.classes[kind]}")
-    figure.suptitle(f"Object {number} ({example.classes[kind]}) of {example.name}", fontsize=12)
+    right.set_ylabel(f"score for {figure_text(example.classes[kind])}")
+    figure.suptitle(
+        f"Object {number} ({figure_text(example.classes[kind])}) of {figure_text(example.name)}",
+        fontsize=12,
+    )
     return figure
 
 
