@@ -40,9 +40,14 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _flush_folder(os.path.dirname(path))
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+        # torch.save hides what went wrong, such as a full disk, behind an error of its own
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            cause.filename = path
+            raise cause from None
         raise
 
 

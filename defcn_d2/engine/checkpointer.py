@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpointer import CheckpointError, DeFCNCheckpointer, replacing
@@ -164,3 +165,18 @@ class Checkpointer(DeFCNCheckpointer):
         with self.path_manager.open(path, "wb") if remote else replacing(path) as file:
             torch.save({"model": self.ema.model_weights()}, file)
         self.logger.info("Averaged weights (EMA) saved to %s", path)
+
+
+def load_weights(cfg: CfgNode, model: nn.Module) -> None:
+    """Let a model have ``MODEL.WEIGHTS``, averaged ones if ``MODEL.EMA`` is enabled and it can.
+
+    Raises:
+        CheckpointError: see ``DeFCNCheckpointer.load``.
+        UserError: the file cannot be fetched.
+    """
+    checkpointer = Checkpointer(
+        model,
+        averaged=cfg.MODEL.EMA.ENABLED,
+        may_run_code=cfg.MODEL.WEIGHTS_MAY_RUN_CODE,
+    )
+    checkpointer.load(cfg.MODEL.WEIGHTS)

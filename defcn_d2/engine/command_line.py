@@ -112,7 +112,12 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def _run(cfg: CfgNode, args: argparse.Namespace, preemption: Preemption) -> dict[str, Any] | None:
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, averaged=cfg.MODEL.EMA.ENABLED)
+        checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            averaged=cfg.MODEL.EMA.ENABLED,
+            may_run_code=cfg.MODEL.WEIGHTS_MAY_RUN_CODE,
+        )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():

@@ -9,7 +9,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
 
-from .checkpointer import Checkpointer
+from .checkpointer import load_weights
 from .trainer import Trainer
 
 
@@ -22,7 +22,7 @@ class Predictor:
             UserError: the weights cannot be read.
         """
         self.model = Trainer.build_model(cfg).eval()
-        Checkpointer(self.model, averaged=cfg.MODEL.EMA.ENABLED).load(cfg.MODEL.WEIGHTS)
+        load_weights(cfg, self.model)
         self.resize = ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST] * 2, max_size=cfg.INPUT.MAX_SIZE_TEST
         )

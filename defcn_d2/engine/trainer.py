@@ -81,6 +81,7 @@ class Trainer(DefaultTrainer):
             averaged=cfg.MODEL.EMA.ENABLED,
             ema=self.ema,
             keep=cfg.SOLVER.CHECKPOINT_KEEP,
+            may_run_code=cfg.MODEL.WEIGHTS_MAY_RUN_CODE,
             trainer=weakref.proxy(self),
         )
         metric = cfg.SOLVER.CHECKPOINT_BEST
