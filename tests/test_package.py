@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import email
 import os
 import shutil
 import subprocess
@@ -32,6 +34,17 @@ os.chdir(os.path.join(target, "unpacked", sdist.removesuffix(".tar.gz")))
 build_meta.build_wheel(os.path.join(target, "of_sdist"))
 print(wheel, sdist)
 """
+
+
+# What may lie about in a checkout and is no part of a release.
+LITTER = [
+    *(".env", ".venv/bin/python", "datasets/coco/a.jpg", "output/model_final.pth", "notes.txt"),
+    *("configs/notes.txt", "configs/shapes/weights.pth", "tests/output/log.txt", "dist/old.whl"),
+    *("defcn_d2/.env", "defcn_d2/weights.pth", "defcn_d2/notes.md", "defcn_d2/data/cache.pkl"),
+    *("defcn_d2/csrc/object.o", "defcn_d2/csrc/cpu/forward.h.orig", "defcn_d2/csrc/.plan.h.swp"),
+    *("defcn_d2/__pycache__/config.cpython-311.pyc", "defcn_d2/_old.so"),
+    "build/lib/defcn_d2/configs/old.yaml",  # of a config that was renamed since
+]
 
 
 class Built(NamedTuple):
@@ -74,10 +87,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         files("configs", "*"),
     )
     operators = files("defcn_d2/csrc", "*")
-    (source / "configs" / "notes.txt").touch()
-    leftover = source / "build" / "lib" / "defcn_d2" / "configs" / "old.yaml"
-    leftover.parent.mkdir(parents=True)
-    leftover.touch()  # of a config that was renamed since
+    for name in LITTER:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("no part of a release")
     target = tmp_path_factory.mktemp("dist")
     result = subprocess.run(
         [sys.executable, "-c", BUILD, str(target)],
@@ -112,6 +124,43 @@ def test_sdist_holds_what_a_build_needs_and_no_more(built: Built) -> None:
     expected = {*built.modules, *built.configs, *built.operators, "README.md", "LICENSE"}
     expected |= {"setup.py", "pyproject.toml", "MANIFEST.in"}
     assert sorted(names) == sorted(expected)
+
+
+def test_archives_hold_plain_files_inside_their_folder_alone(built: Built) -> None:
+    """And no path of the machine that they were made on."""
+    with tarfile.open(built.sdist) as file:
+        for member in file.getmembers():
+            parts = Path(member.name).parts
+            assert parts[0] == built.sdist.name.removesuffix(".tar.gz") and ".." not in parts
+            assert member.isfile() or member.isdir()
+            assert member.mode & 0o6002 == 0, "set-uid, or writable by everyone"
+    with zipfile.ZipFile(built.wheel) as wheel:
+        for name in wheel.namelist():
+            assert not name.startswith("/") and ".." not in Path(name).parts
+            for path in (ROOT, Path.home(), built.wheel.parent):
+                assert f"{path}/".encode() not in wheel.read(name)
+
+
+def test_metadata_is_that_of_the_project(built: Built) -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or newer")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    with zipfile.ZipFile(built.wheel) as file:
+        (folder,) = {n.partition("/")[0] for n in file.namelist() if ".dist-info/" in n}
+        metadata = email.message_from_bytes(file.read(f"{folder}/METADATA"))
+        points = configparser.ConfigParser()
+        points.read_string(file.read(f"{folder}/entry_points.txt").decode())
+        assert file.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert metadata["Name"] == project["name"] and metadata["Version"] == defcn_d2.__version__
+    assert metadata["Requires-Python"] == project["requires-python"]
+    description = metadata.get_payload(decode=True)
+    assert description.strip() == (ROOT / project["readme"]).read_bytes().strip()
+    assert dict(points["console_scripts"]) == project["scripts"]
+    extras = {
+        f'{name}; extra == "{extra}"'
+        for extra, names in project["optional-dependencies"].items()
+        for name in names
+    }
+    assert set(metadata.get_all("Requires-Dist")) == {*project["dependencies"], *extras}
 
 
 def test_configs_and_commands_of_an_unpacked_wheel(built: Built, tmp_path: Path) -> None:
