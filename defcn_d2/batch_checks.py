@@ -41,8 +41,8 @@ def check_images(batched_inputs: list[dict], channels: int) -> None:
         values = batched_inputs[worst]["image"]
         bad = values[~values.isfinite()][0].item()
         raise BatchError(
-            f"{_name(worst, batched_inputs[worst])} has the pixel value {bad}; look for what "
-            "made it, such as a division in the augmentation or a damaged file"
+            f"{image_name(worst, batched_inputs[worst])} has the pixel value {bad}; look "
+            "for what made it, such as a division in the augmentation or a damaged file"
         )
 
 
@@ -74,37 +74,43 @@ def check_ground_truths(batched_inputs: list[dict], num_classes: int) -> None:
     for i, gt in enumerate(instances):
         if index < len(gt):
             fault = _fault(gt, index, num_classes)
-            raise BatchError(f"{_name(i, batched_inputs[i])}: {fault}")
+            raise BatchError(f"{image_name(i, batched_inputs[i])}: {fault}")
         index -= len(gt)
+
+
+def image_name(i: int, x: object) -> str:
+    """What messages call image ``i`` of a batch: its number, and its file where that is known."""
+    file = x.get("file_name") if isinstance(x, dict) else None
+    return f"image {i} of the batch" + (f" ({str(file)!r})" if file else "")
 
 
 def _check_image(i: int, x: dict, channels: int) -> None:
     """All but the values of an image."""
     if not isinstance(x, dict) or "image" not in x:
         what = "lacks the key 'image'" if isinstance(x, dict) else f"is a {type(x).__name__}"
-        raise BatchError(f"{_name(i, x)} {what}; give a dict with 'image', a tensor (C, H, W)")
+        raise BatchError(f"{image_name(i, x)} {what}; give a dict with 'image', a tensor (C, H, W)")
     image = x["image"]
     if not isinstance(image, Tensor):
         raise BatchError(
-            f"{_name(i, x)} is a {type(image).__name__}, expected a tensor; "
+            f"{image_name(i, x)} is a {type(image).__name__}, expected a tensor; "
             "torch.as_tensor(image.transpose(2, 0, 1).copy()) makes one of an array (H, W, C)"
         )
     if image.dtype == torch.bool or image.is_complex():
-        raise BatchError(f"{_name(i, x)} has dtype {image.dtype}; give uint8 or float32")
+        raise BatchError(f"{image_name(i, x)} has dtype {image.dtype}; give uint8 or float32")
     if image.dim() != 3 or len(image) != channels:
         raise BatchError(
-            f"{_name(i, x)} has shape {tuple(image.shape)}, expected ({channels}, H, W) "
+            f"{image_name(i, x)} has shape {tuple(image.shape)}, expected ({channels}, H, W) "
             "as MODEL.PIXEL_MEAN says"
         )
     if image.numel() == 0:
         raise BatchError(
-            f"{_name(i, x)} has shape {tuple(image.shape)}, which holds no pixel; leave it out"
+            f"{image_name(i, x)} has shape {tuple(image.shape)}, which holds no pixel; leave it out"
         )
     for side in ("height", "width"):
         if side in x and not _is_size(x[side]):
             raise BatchError(
-                f"{_name(i, x)}: {side!r} of the output is {x[side]!r}; give 1 pixel or more, or "
-                "leave it out for that of the input"
+                f"{image_name(i, x)}: {side!r} of the output is {x[side]!r}; give 1 pixel or more, "
+                "or leave it out for that of the input"
             )
 
 
@@ -136,11 +142,11 @@ def _check_fields(i: int, x: dict) -> None:
     """Type, shape and dtype of the ground truth of an image."""
     if "instances" not in x:
         raise BatchError(
-            f"{_name(i, x)} has no ground truth: training needs the key 'instances' in every "
-            "input, with gt_boxes and gt_classes; call model.eval() for inference"
+            f"{image_name(i, x)} has no ground truth: training needs the key 'instances' in "
+            "every input, with gt_boxes and gt_classes; call model.eval() for inference"
         )
     gt = x["instances"]
-    name = f"{_name(i, x)}: instances"
+    name = f"{image_name(i, x)}: instances"
     if not isinstance(gt, Instances):
         raise BatchError(f"{name} is a {type(gt).__name__}, expected detectron2's Instances")
     for field, kind in (("gt_boxes", Boxes), ("gt_classes", Tensor)):
@@ -193,8 +199,3 @@ def _fault(gt: Instances, index: int, num_classes: int) -> str:
         f"gt_boxes[{index}] is {box}, which ends before it begins; boxes are x0, y0, x1, y1 "
         "(BoxMode.convert makes them from x, y, width, height)"
     )
-
-
-def _name(i: int, x: object) -> str:
-    file = x.get("file_name") if isinstance(x, dict) else None
-    return f"image {i} of the batch" + (f" ({str(file)!r})" if file else "")

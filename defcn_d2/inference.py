@@ -25,7 +25,7 @@ def find_candidates(
         image_sizes: (height, width) of the images without padding.
         centerness: the quality branch is centerness: pairs are chosen by class score, and the
             score of a detection is sqrt(class * centerness). Else it multiplies the class score.
-        score_thresh: pairs at or below this score are dropped.
+        score_thresh: pairs at or below this score are dropped; NaN is the best of all.
         topk: pairs per level, at most; and at most as many as the level has locations.
 
     Returns:
@@ -36,7 +36,7 @@ def find_candidates(
     values, locations, classes = _best_per_level(
         predictions.cls_logits, None if centerness else quality, level_sizes, topk
     )
-    kept = values > score_thresh
+    kept = ~(values <= score_thresh)  # NaN is kept, for an error later
     if centerness:
         assert quality is not None
         values = (values * quality.gather(1, locations)).sqrt()

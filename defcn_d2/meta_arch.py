@@ -12,7 +12,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from .batch_checks import check_ground_truths, check_images
+from .batch_checks import check_ground_truths, check_images, image_name
 from .box_ops import ltrb_to_boxes
 from .compilation import Compilation
 from .config_checks import check_model_config
@@ -249,9 +249,19 @@ class DeFCN(nn.Module):
 
 
 def postprocess(detections: list[Instances], batched_inputs: list[dict]) -> list[dict]:
-    """Scale the detections to the output size of each input and clip them to it."""
+    """Scale the detections to the output size of each input and clip them to it.
+
+    Raises:
+        FloatingPointError: a box or score is NaN or infinite.
+    """
     results = []
-    for instances, x in zip(detections, batched_inputs):
+    for i, (instances, x) in enumerate(zip(detections, batched_inputs)):
+        values = torch.cat([instances.pred_boxes.tensor, instances.scores[:, None]], dim=1)
+        if not values.isfinite().all():
+            raise FloatingPointError(
+                f"{image_name(i, x)}: predicted boxes or scores are infinite or NaN. The "
+                "training has diverged, or the weights are damaged."
+            )
         height = x.get("height", instances.image_size[0])
         width = x.get("width", instances.image_size[1])
         results.append({"instances": detector_postprocess(instances, height, width)})

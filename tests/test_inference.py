@@ -279,6 +279,26 @@ def test_both_paths_of_the_model() -> None:
         assert_equal(listed(fixed[fixed.scores > 0.02]), listed(a["instances"]))
 
 
+@pytest.mark.parametrize(
+    "opts",
+    [
+        (),
+        ("MODEL.DEFCN.TOPK_ONLY_TEST", True),
+        ("MODEL.DEFCN.NMS_TYPE", "class_wise"),
+        ("MODEL.DEFCN.QUALITY_BRANCH", "centerness", "MODEL.DEFCN.MATCHER.NAME", "FCOS"),
+    ],
+)
+@pytest.mark.parametrize("layer", ["cls_score", "bbox_pred"])
+def test_detections_that_are_not_finite_are_an_error(layer: str, opts: tuple) -> None:
+    model = trained_like(*opts, "MODEL.DEFCN.SCORE_THRESH_TEST", 0.0)
+    inputs = random_inputs([(60, 90), (64, 64)], [0, 0], NUM_CLASSES)
+    inputs[0]["file_name"] = "a.jpg"
+    with torch.no_grad():
+        getattr(model.head, layer).bias[0] = torch.nan
+        with pytest.raises(FloatingPointError, match=r"image 0 of the batch \('a.jpg'\): .* NaN"):
+            model(inputs)
+
+
 def test_switches_of_the_config() -> None:
     model = trained_like(
         *("MODEL.DEFCN.SCORE_THRESH_TEST", 0.2, "MODEL.DEFCN.TOPK_CANDIDATES_TEST", 50),
