@@ -1,5 +1,11 @@
 """Text from files and data sets, made harmless for terminals and logs."""
 
+import logging
+import re
+
+# Colours, which Detectron2 puts into its own messages, can do no harm.
+_KEPT = re.compile(r"(\x1b\[[0-9;]*m|[\n\t])")
+
 
 def printable(text: object) -> str:
     """The text with control characters as escapes, on one line.
@@ -11,3 +17,15 @@ def printable(text: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in str(text)
     )
+
+
+def printable_lines(text: object) -> str:
+    """As ``printable``, but lines, tabs and colours stay: for messages with names inside."""
+    parts = _KEPT.split(str(text))
+    return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
+
+
+def harmless(record: logging.LogRecord) -> bool:
+    """A filter of a log handler: what is logged goes through ``printable_lines``."""
+    record.msg, record.args = printable_lines(record.getMessage()), None
+    return True

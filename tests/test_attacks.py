@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 import struct
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from defcn_d2.demo.video import VideoWriter, open_source, output_file
 from defcn_d2.engine import UserError, load_config
 from defcn_d2.export.command_line import read_images
 from defcn_d2.predictor import Predictor, read_rgb
-from defcn_d2.printable import printable
+from defcn_d2.printable import harmless, printable, printable_lines
 from defcn_d2.visualization.errors import Error, errors_page
 from defcn_d2.visualization.page import Picture, array_png, figure_png, figure_text, pictures_page
 
@@ -219,9 +220,9 @@ class TestNames:
 
     @pytest.mark.parametrize("name", HOSTILE)
     def test_pages_hold_them_as_text(self, tmp_path: Path, name: str) -> None:
-        for harmless, page in zip(self.pages("plain"), self.pages(name), strict=True):
+        for plain_page, page in zip(self.pages("plain"), self.pages(name), strict=True):
             found = []
-            for number, content in enumerate((harmless, page)):
+            for number, content in enumerate((plain_page, page)):
                 path = tmp_path / f"{number}.html"
                 path.write_bytes(content.encode("utf-8", "backslashreplace"))
                 found.append(Checked(path))
@@ -239,6 +240,16 @@ class TestNames:
         assert printable(shown) == shown
         assert shown == name or not name.isprintable()
         assert onnx_demo.printable(name).isprintable()
+
+    @pytest.mark.parametrize("name", HOSTILE)
+    def test_logs_get_none_but_lines_and_colours(self, name: str) -> None:
+        message = f"\x1b[36mclasses:\n%s\t\x1b[0m{name.splitlines()[0]}"
+        record = logging.LogRecord("a", logging.INFO, "a.py", 1, message, (name[:1],), None)
+        assert harmless(record)
+        shown = record.getMessage()
+        assert shown.startswith(f"\x1b[36mclasses:\n{name[:1]}\t\x1b[0m")
+        assert shown.count("\x1b") == 2 and shown.encode()
+        assert printable_lines(shown) == shown
 
     def test_a_file_of_such_a_name(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         files = picture(tmp_path / "a.png").rename(tmp_path / "a\x1b[2J\nb.png"), tmp_path / "c\x1b"
