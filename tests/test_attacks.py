@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import io
 import logging
@@ -37,6 +38,54 @@ spec = importlib.util.spec_from_file_location("onnx_demo", ROOT / "demo" / "onnx
 assert spec is not None and spec.loader is not None
 onnx_demo = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(onnx_demo)
+
+
+SOURCES = ["defcn_d2", "demo", "tools", "setup.py", "train_net.py"]
+# Functions that can run code of what they read, and what makes them safe.
+READERS = {
+    "eval": "",
+    "exec": "",
+    "os.system": "",
+    "os.popen": "",
+    "pickle.load": "",
+    "pickle.loads": "",
+    "pickle.Unpickler": "",
+    "yaml.load": "",
+    "yaml.unsafe_load": "",
+    "yaml.full_load": "",
+    "torch.load": "weights_only=True",
+    "np.load": "allow_pickle=False",
+    "merge_from_file": "allow_unsafe=False",
+    "load_yaml_with_base": "allow_unsafe=False",
+}
+METHODS = ("merge_from_file", "load_yaml_with_base")  # of any object
+
+
+def unsafe_calls(source: str) -> list[str]:
+    """Calls of ``READERS`` without what makes them safe, and of shells."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        arguments = {f"{x.arg}={ast.unparse(x.value)}" for x in node.keywords}
+        method = name.rpartition(".")[2]
+        needed = READERS.get(method if method in METHODS else name)
+        if needed is not None and needed not in arguments or "shell=True" in arguments:
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_no_reader_that_runs_code() -> None:
+    files = [file for name in SOURCES for file in (ROOT / name).rglob("*.py")]
+    files += [ROOT / name for name in SOURCES if name.endswith(".py")]
+    found = {str(file): unsafe_calls(file.read_text()) for file in files}
+    assert len(files) > 100 and {file: calls for file, calls in found.items() if calls} == {}
+    assert unsafe_calls("torch.load(a, weights_only=False)\ncfg.merge_from_file(b)\nx.eval()") == [
+        "torch.load(a, weights_only=False)",
+        "cfg.merge_from_file(b)",
+    ]
+    assert len(unsafe_calls("eval(a)\npickle.loads(b)\nsubprocess.run(c, shell=True)")) == 3
 
 
 class TestYaml:

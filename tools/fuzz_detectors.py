@@ -55,7 +55,7 @@ def variant_configs() -> dict[str, CfgNode]:
             continue
         cfg = get_cfg()
         add_defcn_config(cfg)
-        cfg.merge_from_file(str(path))
+        cfg.merge_from_file(str(path), allow_unsafe=False)
         cfg.merge_from_list(SMALL)
         node = cfg.MODEL.DEFCN
         key = str([node.MATCHER, node.LOSS, node.AUX, node.PRIORS, node.QUALITY_BRANCH])

@@ -78,7 +78,7 @@ def make_inputs(
 def _config(file: str) -> CfgNode:
     cfg = get_cfg()
     add_defcn_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / file))
+    cfg.merge_from_file(str(CONFIGS / file), allow_unsafe=False)
     cfg.MODEL.DEFCN.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *BACKBONE_OPTIONS])
     return cfg
