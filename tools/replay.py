@@ -51,7 +51,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     model.train()
     print(f"iteration {dump['iteration']}, process {dump['rank']}")
     show("losses then", dump["losses"])
-    faults = show_tensors("weights", dict(model.named_parameters()) | dict(model.named_buffers()))
+    faults = show_tensors("weights", dict(model.named_parameters()))
+    show_tensors("statistics, after that step", dict(model.named_buffers()))  # no cause
     for batch in dump["batches"]:
         inputs = [to_input(image) for image in batch]
         for image in inputs:
@@ -116,7 +117,7 @@ def replay(model: nn.Module, cfg: CfgNode, inputs: Batch, anomaly: bool) -> int:
     faults = 0
     with precision_of(cfg), predictions_shown(model) as counts, anomaly_mode(anomaly):
         losses = model(inputs)
-        faults += show("losses now", {name: float(loss) for name, loss in losses.items()})
+        faults += show("losses now", {name: float(x.detach()) for name, x in losses.items()})
         for image in inputs if len(inputs) > 1 else []:
             name = f"  of {image.get('file_name', '?')!r} alone"
             with torch.no_grad():

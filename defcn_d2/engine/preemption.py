@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import distributed
+from torch import Tensor, distributed
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Preemption:
             return
         self.requested, self._when, self._signal = True, now, number
         if self._waits:
-            logger.warning("%s: stopping after this step", signal.Signals(number).name)
+            logger.warning("%s: stopping after this step or the next", signal.Signals(number).name)
         else:
             self.stop("nothing was trained since the last checkpoint")
 
@@ -148,33 +148,11 @@ class Preemption:
                 signal.signal(number, handler)
 
 
-class Agreement:
-    """Numbers that processes add up during a step, without waiting for each other in it."""
-
-    def __init__(self) -> None:
-        self._sum = torch.zeros(0, dtype=torch.int64)
-        self._work: Any = None
-
-    def begin(self, *numbers: int) -> None:
-        """Called by all processes."""
-        self._sum = torch.tensor(numbers, dtype=torch.int64)
-        if comm.get_world_size() > 1:
-            group = comm._get_global_gloo_group()
-            self._work = distributed.all_reduce(self._sum, group=group, async_op=True)
-
-    def end(self) -> list[int]:
-        """The sums over all processes of what they have given to ``begin``."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-        return self._sum.tolist()
-
-
 class Stops(HookBase):
     """Ends a run, in all processes after the same step, when one of them is asked to.
 
-    Puts the number of images that were skipped in this run into the metrics, too, as that is known
-    by the same message.
+    The processes tell each other while the step goes on, and do not wait for it. The number of
+    images that were skipped in this run, which goes into the metrics, travels with it.
     """
 
     def __init__(self, save_and_stop: Callable[..., None]):
@@ -183,18 +161,29 @@ class Stops(HookBase):
             save_and_stop: raises ``Preempted``; with ``together`` True.
         """
         self._save_and_stop = save_and_stop
-        self._agreement = Agreement()
+        self._sums = torch.zeros(0)
+        self._work: Any = None
 
     def before_step(self) -> None:
-        skipped = getattr(self.trainer._trainer.data_loader, "skipped", 0)
-        self._agreement.begin(self.trainer.preemption.requested, skipped)
+        if comm.get_world_size() > 1:
+            self._sums = self._counts()
+            group = comm._get_global_gloo_group()
+            self._work = distributed.all_reduce(self._sums, group=group, async_op=True)
 
     def after_step(self) -> None:
-        asked, skipped = self._agreement.end()
+        if self._work is not None:  # what was known when the step began
+            self._work.wait()
+            asked, skipped = self._sums.tolist()
+        else:
+            asked, skipped = self._counts().tolist()
         if skipped:
             self.trainer.storage.put_scalar("skipped_images", skipped, smoothing_hint=False)
         if asked:
             self._save_and_stop(together=True)
+
+    def _counts(self) -> Tensor:
+        skipped = getattr(self.trainer._trainer.data_loader, "skipped", 0)
+        return torch.tensor([self.trainer.preemption.requested, skipped], dtype=torch.int64)
 
 
 def outlive_signals(worker: int) -> None:
