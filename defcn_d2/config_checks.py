@@ -4,6 +4,7 @@ What only the parts themselves know, they check when they are built: a matcher i
 head its channels, the backbone its maps. Keys of training stand in ``engine/training_checks.py``.
 """
 
+import difflib
 from collections.abc import Iterator
 
 import torch
@@ -121,7 +122,7 @@ def check_model_config(cfg: CfgNode) -> None:
 
     The message is one sentence that names the key, its value and what it must be.
     """
-    _check_types(cfg)
+    _check_names_and_types(cfg)
     check_rules(cfg, MODEL_RULES)
     problem = first(_contradictions(cfg))
     if problem is not None:
@@ -137,11 +138,19 @@ def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _check_types(cfg: CfgNode) -> None:
-    """Values that were assigned: Detectron2 looks at types where it merges, and lets None pass."""
+def _check_names_and_types(cfg: CfgNode) -> None:
+    """Of what a program has assigned: Detectron2 looks where it merges, and lets None pass."""
     defaults = get_cfg()
     add_defcn_config(defaults)
-    for key in keys_of(defaults.MODEL.DEFCN, "MODEL.DEFCN."):
+    known = list(keys_of(defaults.MODEL.DEFCN, "MODEL.DEFCN."))
+    for key in keys_of(cfg.MODEL.DEFCN, "MODEL.DEFCN."):
+        if key not in known and ".MATCHER." not in key:  # a matcher may have keys of its own
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+            raise ConfigError(
+                f"unknown configuration key {key!r}; did you mean {near!r}? Keys of your own go "
+                "beside MODEL.DEFCN"
+            )
+    for key in known:
         default, value = value_of(defaults, key), value_of(cfg, key)
         kinds = (list, tuple) if isinstance(default, list) else type(default)
         if not isinstance(value, (int, float) if kinds is float else kinds):

@@ -162,6 +162,24 @@ def test_none_is_refused_where_detectron2_lets_it_pass(key: str) -> None:
         check_model_config(cfg)
 
 
+@pytest.mark.parametrize(
+    "key, sentence",
+    [
+        (
+            DEFCN + "NUM_CLASS",
+            "key 'MODEL.DEFCN.NUM_CLASS'; did you mean 'MODEL.DEFCN.NUM_CLASSES'?",
+        ),
+        (DEFCN + "LOSS.ALPHA", "'MODEL.DEFCN.LOSS.ALPHA'; did you mean 'MODEL.DEFCN.LOSS.FOCAL_AL"),
+        (DEFCN + "ZZ", "? Keys of your own go beside MODEL.DEFCN"),
+    ],
+)
+def test_a_name_that_a_program_has_assigned_in_vain(key: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match="unknown configuration") as caught:
+        check_model_config(changed(tiny_cfg(), key, 3))
+    assert sentence in str(caught.value)
+    check_model_config(changed(tiny_cfg(), MATCHER + "OWN", 3))
+
+
 CENTERNESS = {MATCHER + "NAME": "FCOS", DEFCN + "QUALITY_BRANCH": "centerness"}
 ONENET = {MATCHER + "NAME": "OneNet", DEFCN + "LOSS.NORMALIZER": "gts"}
 RESNET = {"MODEL.BACKBONE.NAME": "build_defcn_resnet_fpn_backbone"}
