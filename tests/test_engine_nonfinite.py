@@ -23,17 +23,16 @@ def train(folder, *opts):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Images of a name become NaN for the model, from the second step on."""
+    """Images become NaN for the model, after so many batches."""
 
-    def set_up(name=""):
+    def set_up(fine=1):
         original, calls = DeFCN.preprocess_image, []
 
         def preprocess(self, inputs):
             images = original(self, inputs)
             calls.append(None)
-            for i, x in enumerate(inputs):
-                if len(calls) > 1 and name in x["file_name"]:
-                    images.tensor[i] = float("nan")
+            if len(calls) > fine:
+                images.tensor.fill_(float("nan"))
             return images
 
         monkeypatch.setattr(DeFCN, "preprocess_image", preprocess)
@@ -50,7 +49,8 @@ def dump_of(folder):
 def test_training_stops_and_tells(tmp_path, poisoned, capsys, keys):
     if "SOLVER.AMP.ENABLED" in keys:
         keys = [*keys, "SOLVER.AMP.PRECISION", "bfloat16"]
-    poisoned()
+    micro_batches = 2 if "SOLVER.ACCUMULATE" in keys else 1
+    poisoned(micro_batches)
     assert train(tmp_path, *keys) == 1
     [error] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert error.startswith("error: the loss became infinite or NaN at iteration 1 (loss_cls nan, ")
@@ -60,7 +60,7 @@ def test_training_stops_and_tells(tmp_path, poisoned, capsys, keys):
     assert "Lower SOLVER.BASE_LR" in error
     content = torch.load(dump, weights_only=True)
     images = [x for batch in content["batches"] for x in batch]
-    assert len(content["batches"]) == (2 if "SOLVER.ACCUMULATE" in keys else 1)
+    assert len(content["batches"]) == micro_batches
     assert len(images) == 4
     assert re.findall(r"'(\S+?\.jpg)'", error) == [x["file_name"] for x in images]
     assert all(x["instances"]["gt_boxes"].shape[1] == 4 for x in images)
@@ -94,8 +94,12 @@ def test_replay_finds_the_image(tmp_path, poisoned, monkeypatch, capsys):
     bad = content["batches"][0][1]
     bad["image"] = torch.full_like(bad["image"], float("nan"), dtype=torch.float32)
     torch.save(content, dump)
-    assert replay.run([str(dump), "--device", "cpu"]) == 3
-    assert f"image {bad['file_name']!r}: pixels has" in capsys.readouterr().out
+    assert replay.run(["--device", "cpu", str(dump), "SOLVER.BASE_LR", "0.1"]) == 1
+    captured = capsys.readouterr()
+    assert f"image {bad['file_name']!r}: pixels has" in captured.out
+    assert (
+        captured.err.startswith("error: image 1 of the batch") and bad["file_name"] in captured.err
+    )
 
 
 def test_replay_of_something_else(tmp_path, capsys):

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from defcn_d2 import add_defcn_config
 from defcn_d2.checkpointer import read_checkpoint
-from defcn_d2.engine import UserError, reported
+from defcn_d2.engine import UserError, load_config, reported
 from defcn_d2.engine.mixed_precision import PRECISIONS
 from defcn_d2.engine.nonfinite import FORMAT
 from defcn_d2.engine.seeds import seed_generators
@@ -79,13 +78,11 @@ def read_dump(path: str) -> dict[str, Any]:
 
 def config_of(dump: Mapping[str, Any], opts: Sequence[str]) -> CfgNode:
     """The config of the run, changed by ``opts``; the CPU where there is no GPU."""
-    cfg = get_cfg()
-    add_defcn_config(cfg)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
         path.write_text(dump["config"])
-        cfg.merge_from_file(str(path), allow_unsafe=False)
-    cfg.merge_from_list(list(opts))
+        cfg = load_config(str(path), opts).clone()
+    cfg.defrost()
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg

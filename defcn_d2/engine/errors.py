@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from detectron2.utils import comm
 
+from ..batch_checks import BatchError
 from ..checkpointer import CheckpointError
 from ..data import DatasetError
 from .distributed import is_first_to_fail
@@ -64,7 +65,7 @@ def first_line(error: BaseException) -> str:
 
 def describe(error: BaseException) -> str | None:
     """The sentence for an error that the user can put right; None for any other."""
-    if isinstance(error, (UserError, DatasetError, CheckpointError)):
+    if isinstance(error, (UserError, DatasetError, CheckpointError, BatchError)):
         return str(error)
     if isinstance(error, ImageError):
         # comes from a process that loads data with its traceback, whose last line it is
