@@ -159,7 +159,7 @@ restarts = 0
 # --- launchers: each runs the command line in several processes
 
 
-def note(*_: object) -> None:
+def note() -> None:
     """Remember that this process has failed, and when."""
     Path(f"failed-{comm.get_rank()}").write_text(str(time.time()))
 
@@ -240,13 +240,11 @@ def run(launcher: str, failure: Failure, folder: Path) -> NoReturn:
     os.dup2(output, 1)
     os.dup2(output, 2)
     command_line.main = noting(command_line.main)
-    opts = [
-        *("SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"),
-        *("OUTPUT_DIR", "run"),
-        *(failure() or []),
-    ]
+    opts = ["SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"]
+    opts += ["OUTPUT_DIR", "run"]
     status = 1
     try:
+        opts += failure() or []
         status = LAUNCHERS[launcher](["--config-file", CONFIG, *TINY_MODEL, *TINY_SETS, *opts])
     except BaseException:
         traceback.print_exc()
