@@ -22,6 +22,8 @@ from .weight_files import (
 
 __all__ = ["CheckpointError", "DeFCNCheckpointer", "check_fit", "read_checkpoint", "replacing"]
 
+# What loading the content of a file into other things than it is of can raise.
+_MISFIT = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Addresses of Detectron2's own model zoo.
 _CATALOG = ("detectron2://", "catalog://")
 
@@ -136,7 +138,8 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
         """As Detectron2's.
 
         Raises:
-            CheckpointError: there is no such file; see ``read_checkpoint``; the weights do not fit.
+            CheckpointError: there is no such file; see ``read_checkpoint``; the weights, or the
+                state of what is trained with them, do not fit.
         """
         if path and "://" not in path and not os.path.isfile(path):
             raise CheckpointError(
@@ -146,6 +149,13 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
         self._path = path
         try:
             return super().load(path, *args, **kwargs)
+        except _MISFIT as error:
+            if isinstance(error, (CheckpointError, torch.OutOfMemoryError)):
+                raise
+            raise CheckpointError(
+                f"the content of {path!r} does not fit ({type(error).__name__}: {error}); choose a "
+                "checkpoint of this model and config"
+            ) from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 forgets it after errors
 

@@ -1,5 +1,6 @@
 """Reading files of weights: no code of theirs runs, and damage does not go unnoticed."""
 
+import errno
 import os
 import re
 import zipfile
@@ -37,11 +38,13 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             if file.read(4) == b"PK\x03\x04":
                 _check_records(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (CheckpointError, OSError):
+    except CheckpointError:
         raise
     except MemoryError as error:
         raise CheckpointError(f"{path!r} needs more memory than there is, or is damaged") from error
     except Exception as error:  # torch raises many kinds for what is no checkpoint
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's; of the two others, a damaged archive is the cause
         # How torch names what it will not construct.
         unsafe = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
         if unsafe:

@@ -80,7 +80,9 @@ def test_pillow_keeps_its_limit_where_a_file_is_refused(tmp_path):
     assert Image.MAX_IMAGE_PIXELS == before
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(20)])
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(20), b"\xff\xd8\xff\xe0"]
+)
 def test_what_is_no_image_is_named(content, tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(content)

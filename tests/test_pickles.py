@@ -290,3 +290,18 @@ def test_more_objects_than_weights_have(monkeypatch: pytest.MonkeyPatch) -> None
 def test_keys_that_collide_are_refused() -> None:
     with pytest.raises(PickleError, match="a dict with the key"):
         loads(pickle.dumps({2**61 - 1: 0}))
+
+
+def test_every_cut_and_every_flipped_bit_is_an_error_or_a_value() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = pickle.dumps({"model": {"a": array, "b": array[0]}, "__author__": "x"}, 2)
+    for length in range(len(content)):
+        with pytest.raises(PickleError):
+            loads(content[:length])
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+            try:
+                loads(flipped)
+            except PickleError as error:
+                assert "byte" in str(error) and "\n" not in str(error)

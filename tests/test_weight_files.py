@@ -235,6 +235,37 @@ def test_what_is_no_dict_of_weights_is_named(
         DeFCNCheckpointer(nn.Linear(1, 1)).load(str(path))
 
 
+def test_bytes_that_are_missing_at_the_beginning_of_an_archive(tmp_path: Path) -> None:
+    """Python's reader of archives takes that for a place before the file."""
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"weight": torch.rand(100)}}, path)
+    whole = path.read_bytes()
+    for start, end in ((4, 5), (64, 128), (10, 700)):
+        path.write_bytes(whole[:start] + whole[end:])
+        with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
+            read_checkpoint(str(path))
+
+
+def test_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        read_checkpoint(str(tmp_path))
+
+
+def test_the_state_of_another_optimizer_is_named(tmp_path: Path) -> None:
+    def checkpointer(*layers: nn.Module) -> DeFCNCheckpointer:
+        optimizer = torch.optim.SGD([y for x in layers for y in x.parameters()], lr=1.0)
+        return DeFCNCheckpointer(layers[0], str(tmp_path), optimizer=optimizer)
+
+    checkpointer(nn.Linear(2, 1)).save("model")
+    with pytest.raises(CheckpointError) as error:
+        checkpointer(nn.Linear(2, 1), nn.Linear(1, 1)).resume_or_load("", resume=True)
+    message = str(error.value)
+    assert (
+        f"the content of {str(tmp_path / 'model.pth')!r} does not fit (ValueError: load" in message
+    )
+    assert "choose a checkpoint of this model and config" in message
+
+
 def test_a_checkpointer_can_go_on_after_a_damaged_file(tmp_path: Path) -> None:
     good, bad = zoo_file(tmp_path / "good.pkl"), tmp_path / "bad.pth"
     bad.write_bytes(b"PK\x03\x04")

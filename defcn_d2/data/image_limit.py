@@ -51,8 +51,8 @@ def _header_size(path: str) -> tuple[int, int]:
             return image.size
     except Image.UnidentifiedImageError as error:  # which names the stream, not the file
         raise OSError(f"{path!r} is no image, or of a format that Pillow does not know") from error
-    except OSError:
-        raise
     except Exception as error:  # Pillow raises many kinds for damaged and for hostile files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, which names the file
         reason = str(error) or type(error).__name__
         raise OSError(f"{path!r} cannot be read as an image: {reason}") from error
