@@ -66,12 +66,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def train(folder: Path, data: dict[str, str]) -> dict[str, Any]:
-    """Train in this group of processes; returns its results and weights."""
+def train(folder: Path, data: dict[str, str], resume: bool = False) -> dict[str, Any]:
+    """Train in this group of processes; returns its results and how the weights have changed."""
     number = comm.get_world_size()
     keys = {
         **data,
-        "OUTPUT_DIR": folder / str(number),
+        "OUTPUT_DIR": folder,
         "MODEL.DEVICE": "cpu",
         "MODEL.RESNETS.NORM": "FrozenBN",  # statistics would be those of a process's own images
         "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
@@ -81,9 +81,7 @@ def train(folder: Path, data: dict[str, str]) -> dict[str, Any]:
         "MODEL.EMA.DECAY": 0.5,
         "INPUT.MIN_SIZE_TRAIN": (SIDE,),
         "INPUT.MIN_SIZE_TEST": SIDE,
-        "INPUT.RANDOM_FLIP": "none",  # drawn by each process
         "DATALOADER.NUM_WORKERS": 0,
-        "DATALOADER.ASPECT_RATIO_GROUPING": False,  # each process gathers its own groups
         "DATALOADER.FILTER_EMPTY_ANNOTATIONS": False,
         "SOLVER.OPTIMIZER": "SGD",
         "SOLVER.BASE_LR": 0.01,
@@ -94,6 +92,7 @@ def train(folder: Path, data: dict[str, str]) -> dict[str, Any]:
         "SOLVER.ACCUMULATE": {1: 1, 2: 3, 3: 2}[number],
         "SOLVER.WARMUP_ITERS": 1,
         "SOLVER.MAX_ITER": 4,
+        "SOLVER.CHECKPOINT_PERIOD": 2,
         "TEST.EVAL_PERIOD": 0,
         "TEST.WITH_NMS": True,
         "SEED": 1,
@@ -103,11 +102,17 @@ def train(folder: Path, data: dict[str, str]) -> dict[str, Any]:
     trainer = DoubleTrainer(load_config("shapes/POTO-3DMF-Aux", opts))
     model = getattr(trainer.model, "module", trainer.model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer.resume_or_load(resume)
     trainer.train()
     assert trainer.ema is not None
     changes = {name: value - before[name] for name, value in model.state_dict().items()}
     averaged = {name: value - before[name] for name, value in trainer.ema.weights.items()}
-    return {"results": trainer._last_eval_results, "changes": changes, "averaged": averaged}
+    return {
+        "start": trainer.start_iter,
+        "results": trainer._last_eval_results,
+        "changes": changes,
+        "averaged": averaged,
+    }
 
 
 def detections(folder: Path, part: str) -> list[dict[str, Any]]:
@@ -124,28 +129,39 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
     )
 
 
+def assert_same(name: str, members: list[dict], folder: Path, one: dict, expected: Path) -> None:
+    """What the processes of a group have found, and written, is what one has."""
+    for key in ("changes", "averaged"):
+        worst = max(largest_difference(member[key], one[key]) for member in members)
+        print(f"training by {name}: {key} differ by {worst:.1e}")
+        assert worst < TOLERANCE
+    assert not any(member["results"] for member in members[1:])
+    assert members[0]["results"].keys() == one["results"].keys() == {"bbox", "bbox_nms", "nms_gap"}
+    for part in ("without_nms", "with_nms"):
+        ours, theirs = detections(folder, part), detections(expected, part)
+        assert len(ours) == len(theirs) > NUM_IMAGES
+        for key in ("image_id", "category_id"):
+            assert [x[key] for x in ours] == [x[key] for x in theirs]
+        for key in ("score", "bbox"):
+            np.testing.assert_allclose(
+                np.array([x[key] for x in ours]),
+                np.array([x[key] for x in theirs]),
+                rtol=TOLERANCE,
+                atol=TOLERANCE,
+            )
+
+
 def test_a_training_is_that_of_one_process(tmp_path, data):
     """With the sampler, accumulation, clipping, averaging, and the evaluation at the end."""
-    (one,) = in_group(1, train, tmp_path, tmp_path, data)
+    folders = {number: tmp_path / str(number) for number in (1, 2, 3)}
+    found = {n: in_group(n, train, tmp_path, folder, data) for n, folder in folders.items()}
+    one = found[1][0]
     for number in (2, 3):
-        members = in_group(number, train, tmp_path, tmp_path, data)
-        for name in ("changes", "averaged"):
-            worst = max(largest_difference(member[name], one[name]) for member in members)
-            print(f"training by {number} processes: {name} differ by {worst:.1e}")
-            assert worst < TOLERANCE
-        results = members[0]["results"]
-        assert all(not member["results"] for member in members[1:])
-        assert results.keys() == one["results"].keys() == {"bbox", "bbox_nms", "nms_gap"}
-        for part in ("without_nms", "with_nms"):
-            found = detections(tmp_path / str(number), part)
-            expected = detections(tmp_path / "1", part)
-            assert len(found) == len(expected) > NUM_IMAGES
-            for name in ("image_id", "category_id"):
-                assert [x[name] for x in found] == [x[name] for x in expected]
-            for name in ("score", "bbox"):
-                np.testing.assert_allclose(
-                    np.array([x[name] for x in found]),
-                    np.array([x[name] for x in expected]),
-                    rtol=TOLERANCE,
-                    atol=TOLERANCE,
-                )
+        name = f"{number} processes"
+        assert_same(name, found[number], folders[number], one, folders[1])
+    # two steps by two processes, and two by three
+    (folders[2] / "last_checkpoint").write_text("model_0000001.pth")
+    (tmp_path / "again").mkdir()
+    members = in_group(3, train, tmp_path / "again", folders[2], data, True)
+    assert [member["start"] for member in members] == [2, 2, 2]
+    assert_same("2, then 3 processes", members, folders[2], one, folders[1])
