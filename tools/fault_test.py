@@ -38,6 +38,10 @@ _IMAGES = {"--train": 48, "--val": 16}
 _LIMIT = 600
 
 
+#: When a run is ended: at any time of it, after its first checkpoint, while it writes one.
+MOMENTS = ("any time", "training", "writing")
+
+
 @dataclass
 class Bench:
     """The folder of all runs, and how one is started."""
@@ -96,9 +100,22 @@ class Bench:
         text, _ = process.communicate(timeout=_LIMIT)
         return process.returncode, text
 
-    def interrupt(self, output: Path, number: int, latest: float) -> tuple[int, str]:
-        """Send a signal at a random time; exit status and output."""
+    def interrupt(self, output: Path, number: int, moment: str) -> tuple[int, str]:
+        """Send a signal at a random time; exit status and output.
+
+        Args:
+            moment: one of ``MOMENTS``.
+        """
+        before = set(output.glob("model_0*.pth"))
         process = self.start(output)
+        begun = {
+            "any time": lambda: True,
+            "training": lambda: set(output.glob("model_0*.pth")) - before,
+            "writing": lambda: list(output.glob("*.part")),
+        }[moment]
+        latest = {"any time": self.seconds, "training": 1.0, "writing": 0.002}[moment]
+        while process.poll() is None and not begun():
+            time.sleep(0.0005)
         try:
             text, _ = process.communicate(timeout=self.random.uniform(0, latest))
         except subprocess.TimeoutExpired:
@@ -146,19 +163,20 @@ def differences(found: Any, expected: Any, name: str = "") -> list[str]:
 
 def kills(bench: Bench, number: int) -> str:
     """kill -9 at random times, again and again, until so many runs were killed."""
-    killed = finished = partial = 0
+    killed = finished = writing = 0
     output = bench.folder / "kills"
     while killed < number:
-        status, text = bench.interrupt(output, signal.SIGKILL, 1.2 * bench.seconds)
+        moment = MOMENTS[killed % len(MOMENTS)]
+        status, text = bench.interrupt(output, signal.SIGKILL, moment)
         if status == -signal.SIGKILL:
             killed += 1
-            partial += bool(list(output.glob("*.part")))
+            writing += bool(list(output.glob("*.part")))
         assert status in (0, -signal.SIGKILL), text
         if status == 0 or killed == number:
             bench.must_end_alike(output)
             finished += 1
             shutil.rmtree(output)
-    return f"{killed} kills in {finished} trainings, {partial} of them while a file was written"
+    return f"{killed} kills in {finished} trainings, {writing} of them while a file was written"
 
 
 def kills_while_data_are_made(bench: Bench, number: int) -> str:
@@ -197,7 +215,7 @@ def signals(bench: Bench, number: int) -> str:
     while sum(counts) < number:
         which = sum(counts) % 2
         kind = (signal.SIGTERM, signal.SIGUSR1)[which]
-        status, text = bench.interrupt(output, kind, 1.2 * bench.seconds)
+        status, text = bench.interrupt(output, kind, ("any time", "training")[sum(counts) // 2 % 2])
         if status == 0:
             bench.must_end_alike(output)
             shutil.rmtree(output)
@@ -288,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20, help="and half as many signals [20]")
-    parser.add_argument("--steps", type=int, default=30, help="of a training [30]")
+    parser.add_argument("--steps", type=int, default=60, help="of a training [60]")
     parser.add_argument("--seed", type=int, default=0, help="of the times [0]")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     args = parser.parse_args(arguments)

@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -131,9 +133,21 @@ def _run(cfg: CfgNode, args: argparse.Namespace, preemption: Preemption) -> dict
     return trainer.train()
 
 
+def _make_output_folder(path: str) -> None:
+    """Find out that nothing can be written now, and not with the first checkpoint."""
+    if "://" in path:
+        return
+    message = f"OUTPUT_DIR {path!r} cannot be written to ({{}}); set it to a folder of yours"
+    with as_user_error(OSError, message):
+        os.makedirs(path, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of a command line; begins the log and writes config.yaml, both to OUTPUT_DIR."""
     cfg = load_config(args.config_file, args.opts)
+    if comm.is_main_process():
+        _make_output_folder(cfg.OUTPUT_DIR)
     setup_logging(cfg.OUTPUT_DIR, comm.get_rank())
     if not torch.cuda.is_available():
         if cfg.MODEL.DEVICE != "cpu":

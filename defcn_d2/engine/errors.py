@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -90,15 +91,19 @@ def describe(error: BaseException) -> str | None:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
-            f"no space left for {error.filename or 'the output'}: free some, or set OUTPUT_DIR "
+            f"no space left for {_file_of(error, 'the output')}: free some, or set OUTPUT_DIR "
             "to a folder on another disk, and go on with --resume"
         )
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return (
-            f"{error.filename or 'a file'} cannot be written or read ({error.strerror}): set "
+            f"{_file_of(error, 'a file')} cannot be written or read ({error.strerror}): set "
             "OUTPUT_DIR to a folder of yours, or change the rights"
         )
     return None
+
+
+def _file_of(error: OSError, otherwise: str) -> str:
+    return os.fsdecode(error.filename) if error.filename else otherwise
 
 
 def reported(function: Callable[..., int | None]) -> Callable[..., int]:
