@@ -87,7 +87,11 @@ def test_border_of_a_region_is_outside() -> None:
 
 
 def test_one_size_range_a_level() -> None:
-    with pytest.raises(ValueError, match="SIZE_RANGES has 2 ranges for 5 levels"):
+    sentence = (
+        "MATCHER.SIZE_RANGES has 2 ranges for 5 levels; "
+        "give one range for each of MODEL.DEFCN.IN_FEATURES"
+    )
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
         F.inside_size_range(make_priors(64, 64), torch.zeros(1, 4), SIZE_RANGES[:2])
 
 

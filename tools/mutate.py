@@ -28,7 +28,7 @@ FOLDER = ROOT / "output" / "mutation"
 MUTATED = ["defcn_d2/matchers/*.py", "defcn_d2/box_ops.py", "defcn_d2/losses.py"]
 MUTATED += ["defcn_d2/structures.py"]
 TESTS = ["test_matcher_*.py", "test_matchers_*.py", "test_box_ops.py", "test_losses.py"]
-TESTS += ["test_structures.py", "test_criteri*.py"]
+TESTS += ["test_structures.py", "test_criterion_*.py"]
 # What git does not know: without it the operators would be composed, and slow.
 BUILT = ["defcn_d2/_C*.so", "defcn_d2/ops/_build.json"]
 # Which example fails first does not matter, nor which is the smallest that does.
