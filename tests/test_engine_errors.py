@@ -15,7 +15,7 @@ from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
 from defcn_d2.checkpointer import CheckpointError
 from defcn_d2.data import DatasetError
-from defcn_d2.engine import UserError, load_config, reported
+from defcn_d2.engine import UserError, command_line, load_config, reported, run
 from defcn_d2.engine.checks import check
 from defcn_d2.engine.configuration import keys_of, value_at_fault
 from defcn_d2.engine.datasets import load_records
@@ -37,6 +37,7 @@ def checked(*arguments: str) -> None:
     check(load_config(args.config_file, args.opts), args)
 
 
+KEYS = ["--config-file", CONFIG, *TINY_MODEL, *TINY_SETS]
 CLIP = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True"]
 
 
@@ -316,3 +317,22 @@ def test_bugs_keep_their_traceback(error):
 
     with pytest.raises(type(error)):
         command()
+
+
+def test_output_folder_that_cannot_be_written_to(tmp_path, monkeypatch, capsys):
+    """Found out before anything is loaded, not with the first checkpoint."""
+    (tmp_path / "file").touch()
+    assert run([*KEYS, "OUTPUT_DIR", str(tmp_path / "file" / "out")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        f"error: OUTPUT_DIR {str(tmp_path / 'file' / 'out')!r} cannot be written"
+    )
+
+    def read_only(*args, **kwargs):
+        raise PermissionError(errno.EROFS, "Read-only file system", "x")
+
+    monkeypatch.setattr(command_line.tempfile, "TemporaryFile", read_only)
+    assert run([*KEYS, "OUTPUT_DIR", str(tmp_path)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "(Read-only file system); set it to a folder of yours" in error
+    assert not (tmp_path / "log.txt").exists()
