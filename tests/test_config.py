@@ -11,6 +11,7 @@ from helpers import ROOT, make_cfg
 
 import defcn_d2
 from defcn_d2 import add_defcn_config
+from defcn_d2.engine import load_config
 
 PACKAGE = Path(defcn_d2.__file__).parent
 
@@ -31,6 +32,11 @@ def leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
 
 def our_keys() -> list[str]:
     return sorted(set(leaves(our_cfg())) - set(leaves(get_cfg())))
+
+
+def test_without_a_file_there_are_the_defaults() -> None:
+    cfg = load_config("")
+    assert cfg == our_cfg() and cfg.is_frozen()
 
 
 def test_defaults_are_the_method_s() -> None:

@@ -167,3 +167,13 @@ def test_a_mistake_is_told_once(tmp_path):
         "processes (2)"
     ]
     assert not (tmp_path / "log.txt").exists()
+
+
+def test_where_nobody_is_left_to_ask_every_failure_is_told(monkeypatch):
+    class Gone:
+        def add(self, name: str, number: int) -> int:
+            raise RuntimeError("Broken pipe")
+
+    for store in (None, Gone()):
+        monkeypatch.setattr(distributed, "_store", store)
+        assert distributed.is_first_to_fail()

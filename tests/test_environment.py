@@ -24,6 +24,16 @@ def test_line_appears_once_in_the_report(monkeypatch: pytest.MonkeyPatch) -> Non
     assert line.startswith(f"defcn_d2 {defcn_d2.__version__} @") and line.endswith(ops.report())
 
 
+def test_without_detectron2_the_remedy_is_told() -> None:
+    code = "import sys; sys.modules['detectron2'] = None; import defcn_d2"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: defcn_d2 needs Detectron2, which is not installed; install it with "
+        "`python tools/install_detectron2.py` or as its INSTALL.md says"
+    )
+
+
 def test_module_prints_the_report() -> None:
     output = subprocess.run(
         [sys.executable, "-m", "defcn_d2"], cwd=ROOT, capture_output=True, text=True, check=True
