@@ -163,8 +163,7 @@ def test_a_mistake_is_told_once(tmp_path):
     assert status == 1
     errors = [line for line in output.splitlines() if line.startswith("error")]
     assert errors == [
-        "error: SOLVER.IMS_PER_BATCH is 3, but must be a positive multiple of the number of "
-        "processes (2)"
+        "error: SOLVER.IMS_PER_BATCH is 3, but must be a multiple of the number of processes (2)"
     ]
     assert not (tmp_path / "log.txt").exists()
 
