@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from helpers import ROOT, make_cfg, tiny_cfg
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
+from defcn_d2.backbone import build_defcn_narrow_fpn_backbone
 from defcn_d2.config_checks import MODEL_RULES, check_model_config
 from defcn_d2.config_rules import ConfigError, check_rules, each, numbers, one_of, optional, whole
 from defcn_d2.engine import UserError, load_config
@@ -293,6 +297,14 @@ def test_every_config_passes(path) -> None:
     check_training_config(cfg)
 
 
+def checked(*opts: str) -> None:
+    """Load and check the config of a command line on the tiny sets."""
+    tiny_sets()
+    command = ["--config-file", CONFIG, *TINY_MODEL, *TINY_SETS, *opts]
+    args = default_argument_parser().parse_args(command)
+    check(load_config(args.config_file, args.opts), args)
+
+
 @pytest.mark.parametrize(
     "opts, sentence",
     [
@@ -314,12 +326,29 @@ def test_every_config_passes(path) -> None:
     ],
 )
 def test_a_command_is_refused_before_anything_is_loaded(opts: list, sentence: str) -> None:
-    tiny_sets()
-    command = ["--config-file", CONFIG, *TINY_MODEL, *TINY_SETS, *opts]
-    args = default_argument_parser().parse_args(command)
     with pytest.raises(UserError, match=sentence) as caught:
-        check(load_config(args.config_file, args.opts), args)
+        checked(*opts)
     assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_that_cannot_be_built_without_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """As Detectron2's Swin and MViT, which look at values of tensors; it passes the check."""
+
+    def build_looking_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+        assert torch.linspace(0, 1, 3)[1].item() == 0.5
+        return build_defcn_narrow_fpn_backbone(cfg, input_shape)
+
+    BACKBONE_REGISTRY.register(build_looking_backbone)
+    try:
+        caplog.set_level(logging.DEBUG, "defcn_d2")
+        opts = ["MODEL.BACKBONE.NAME", "build_looking_backbone"]
+        checked(*opts)
+        assert "cannot be tried before it is built" in caplog.text
+        build_model(tiny_cfg(*opts))
+        with pytest.raises(UserError, match="NUM_CONVS is -1"):
+            checked(*opts, DEFCN + "NUM_CONVS", "-1")
+    finally:
+        del BACKBONE_REGISTRY._obj_map["build_looking_backbone"]
 
 
 @pytest.mark.parametrize("interval", ["[0, 1]", "(0, 1)", "[0, 1)", "(0, 1]", "[0, inf)"])

@@ -1,6 +1,7 @@
 """What is known to fail is told before anything is loaded."""
 
 import argparse
+import logging
 import os
 
 import torch
@@ -20,6 +21,8 @@ from .evaluators import evaluator_type
 from .mixed_precision import check_precision
 from .scaling import scale_to_workers
 from .training_checks import EVALUATION_RULES, check_training_config
+
+logger = logging.getLogger(__name__)
 
 
 def uses_gpu(cfg: CfgNode, args: argparse.Namespace) -> bool:
@@ -115,8 +118,13 @@ def _check_model(cfg: CfgNode) -> None:
 
 def _check_parts(kind: type[DeFCN], cfg: CfgNode) -> None:
     """Build a model that takes no memory: its parts know best what they cannot do."""
-    with value_errors_told(cfg), torch.device("meta"):
-        kind(cfg)
+    try:
+        with value_errors_told(cfg), torch.device("meta"):
+            kind(cfg)
+    except UserError:
+        raise
+    except Exception as error:  # of parts that need memory, say: Detectron2's Swin does
+        logger.debug("The model cannot be tried before it is built: %s", error)
 
 
 def _check_channels(cfg: CfgNode) -> None:
