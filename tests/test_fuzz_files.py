@@ -117,6 +117,15 @@ def test_what_readers_must_not_do_is_seen(
     assert all(message in result.message for result in results)
 
 
+def test_flipped_weights_are_seen_where_nobody_compares_checksums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defcn_d2.weight_files._check_records", lambda path: None)
+    kind = KINDS["checkpoint (.pth)"](tmp_path / "files")
+    results = list(run_cases(kind, range(40), 0, LIMITS))
+    assert "unnoticed" in {result.outcome for result in results}
+
+
 def test_a_case_is_the_same_alone(tmp_path: Path) -> None:
     kind = KINDS["results JSON"](tmp_path / "files")
     *_, last = run_cases(kind, range(8), 5, LIMITS)
