@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from defcn_d2.data import DatasetError
 from defcn_d2.data.coco import read_coco
 from defcn_d2.data.json_files import parse_json
-from defcn_d2.data.odgt import read_odgt
+from defcn_d2.data.odgt import read_odgt, shown
 from defcn_d2.evaluation.results import read_results
 
 VALUES = st.recursive(
@@ -39,6 +39,15 @@ def test_depth(depth, pair):
     text = pair[0] * depth + "0" + pair[1] * depth
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(text)
+
+
+def test_what_is_too_deep_to_be_shown():
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    assert shown(value) == "a list of great depth"
+    while value:  # piece by piece: all at once is deep as well
+        value = value[0]
 
 
 def read_as_coco(text: str, folder: Path) -> object:
