@@ -136,6 +136,13 @@ def test_mean_and_deviation_of_candidates(num_gts: int, num_priors: int, k: int)
         assert above.all()
 
 
+def test_a_single_candidate_has_no_deviation(recwarn: pytest.WarningsRecorder) -> None:
+    """Of which PyTorch would warn."""
+    score = torch.tensor([[0.2, 0.5, 0.7]])
+    above = F.above_mean_std(score, torch.tensor([[False, True, False]]))
+    assert above.tolist() == [[False, True, True]] and not recwarn.list
+
+
 @given(cases(max_gts=3), st.integers(0, 2**16))
 def test_centerness(case: Case, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
