@@ -12,6 +12,7 @@ import torch
 
 from .pickles import PickleError, UnsafePickleError, loads
 
+_TOO_LARGE = "needs more memory than there is, or is damaged"
 _DAMAGED = "is damaged or no checkpoint{}; fetch or choose another"
 
 
@@ -41,7 +42,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except CheckpointError:
         raise
     except MemoryError as error:
-        raise CheckpointError(f"{path!r} needs more memory than there is, or is damaged") from error
+        raise CheckpointError(f"{path!r} {_TOO_LARGE}") from error
     except Exception as error:  # torch raises many kinds for what is no checkpoint
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # the system's; of the two others, a damaged archive is the cause
@@ -99,6 +100,8 @@ def read_pickle(path: str) -> dict[str, Any]:
             "write it again without, or, if you trust its author with this machine, set "
             "MODEL.WEIGHTS_MAY_RUN_CODE True"
         ) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path!r} {_TOO_LARGE}") from error
     except PickleError as error:
         raise CheckpointError(f"{path!r} {_DAMAGED.format(f' ({error})')}") from error
     if "model" in content and "__author__" in content:

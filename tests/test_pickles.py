@@ -124,6 +124,22 @@ def test_files_of_python_2() -> None:
     assert_same(loads(content), {"conv1_w": array})
 
 
+def test_ordered_dicts_of_python_2() -> None:
+    content = b"\x80\x02ccollections\nOrderedDict\n](](U\x01bK\x01e](U\x01aK\x02ee\x85R."
+    assert_same(loads(content), pickle.loads(content, encoding="latin1"))
+    assert_same(loads(content), OrderedDict([("b", 1), ("a", 2)]))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_tuple_that_holds_itself(protocol: int) -> None:
+    for length in (1, 5):
+        inner: list[Any] = []
+        value = (inner,) * length
+        inner.append(value)
+        found = loads(pickle.dumps(value, protocol))
+        assert len(found) == length and found[0][0] is found
+
+
 class Call:
     """Unpickled, it is a call."""
 
@@ -195,6 +211,8 @@ GADGETS = {
     # names that are allowed, with arguments and states that are not what they should be
     "attributes of a name": b"\x80\x02cnumpy\nndarray\nN}U\x01xK\x01s\x86b.",
     "attributes of an array": pickle.dumps(np.ones(3), 2)[:-1] + b"N}U\x01xK\x01s\x86b.",
+    "array of another class": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\n"
+    + b"K\x00\x85U\x01b\x87R.",
     "new object": b"\x80\x02cnumpy\nndarray\nK\x03\x85\x81.",
     "call of the class": b"\x80\x02cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R.",
     "content too short": b"\x80\x02" + NDARRAY + b"(K\x01K\x09\x85" + FLOAT + b"\x89U\x04abcdtb.",

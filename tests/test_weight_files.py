@@ -21,6 +21,7 @@ from helpers import make_cfg
 from torch import nn
 
 from defcn_d2.checkpointer import CheckpointError, DeFCNCheckpointer, read_checkpoint
+from defcn_d2.pickle_objects import Builder
 
 
 class Attack:
@@ -244,6 +245,29 @@ def test_bytes_that_are_missing_at_the_beginning_of_an_archive(tmp_path: Path) -
         path.write_bytes(whole[:start] + whole[end:])
         with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
             read_checkpoint(str(path))
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.pkl"])
+def test_files_that_need_too_much_memory_are_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError
+
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps({"model": np.ones(2), "__author__": "x"}, 2))
+    monkeypatch.setattr(torch, "load", too_large)
+    monkeypatch.setattr(Builder, "array", too_large)
+    with pytest.raises(CheckpointError, match="needs more memory than there is, or is damaged"):
+        DeFCNCheckpointer(nn.Linear(1, 1)).load(str(path))
+
+
+def test_a_pickle_that_fails_where_code_may_run_is_named(tmp_path: Path) -> None:
+    path = write_pickle(tmp_path / "x.pkl", {"model": Path("/"), "__author__": "x"})
+    content = Path(path).read_bytes().replace(b"pathlib", b"nowhere")
+    Path(path).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x.pkl' cannot be read: ModuleNotFoundError"):
+        DeFCNCheckpointer(nn.Linear(1, 1), may_run_code=True).load(path)
 
 
 def test_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
