@@ -62,7 +62,8 @@ def describe_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         weights: name to tensor, with ``head.cls_score.weight`` (K, C, 3, 3) among them.
     """
-    num_classes, channels = weights["head.cls_score.weight"].shape[:2]
+    # of a hostile file it may have fewer dimensions
+    num_classes, channels = (*weights["head.cls_score.weight"].shape, 0, 0)[:2]
     settings = {
         "MODEL.DEFCN.NUM_CLASSES": num_classes,
         "MODEL.FPN.OUT_CHANNELS": channels,
