@@ -207,6 +207,12 @@ def test_scores_that_are_not_finite_lose(value: float) -> None:
     assert len(pairs_of(F.hungarian_dense(score, everything))) == 2
 
 
+def test_the_lowest_number_comes_before_what_is_none() -> None:
+    lowest = torch.finfo(torch.float32).min
+    score = torch.tensor([[math.nan, -math.inf, math.inf, lowest], [math.nan, -math.inf] * 2])
+    assert F.topk(score, 1).nonzero().tolist() == [[0, 3], [1, 0]]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @given(num_finite=st.integers(0, 6), num_others=st.integers(0, 3))
 def test_mean_and_deviation_are_those_of_finite_scores(

@@ -45,7 +45,7 @@ settings.register_profile(
 )
 settings.load_profile("mutation")
 """
-NOTICED = ("killed", "timeout", "segfault")
+NOTICED = ("killed", "timeout", "segfault", "suspicious")  # the last: ended in another way
 CONFIGURABLE = "    @configurable\n"
 
 
