@@ -31,6 +31,7 @@ from typing import TypeVar
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
 warnings.filterwarnings("ignore", ".*torch.jit.script")  # by what Detectron2 imports
+warnings.filterwarnings("ignore", ".*torch.meshgrid")  # by its anchors
 
 import torch  # noqa: E402
 from fuzz_batches import Recipe, draw  # noqa: E402
