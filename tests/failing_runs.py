@@ -201,7 +201,12 @@ def by_torchrun(arguments: list[str]) -> int:
 def _process_of_torchrun(arguments: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # a process that is not forked has none of the agent
-    status = command_line.run(arguments)
+    try:
+        status = command_line.run(arguments)
+    except Exception:  # as Python does when a program ends, before the others can know
+        traceback.print_exc()
+        sys.stderr.flush()
+        status = 1
     if status:
         sys.exit(status)
 

@@ -227,7 +227,6 @@ TRAINING_CONTRADICTIONS = [
     ({**CROP, "INPUT.CROP.SIZE": [2.0, 0.5]}, "INPUT.CROP.SIZE is [2.0, 0.5]"),
     ({"SOLVER.STEPS": (3, 2)}, "SOLVER.STEPS is (3, 2), but must ascend"),
     ({"SOLVER.STEPS": (2, 2)}, "must ascend"),
-    ({**MULTI_STEP, "SOLVER.STEPS": (10, 801)}, "must end by SOLVER.MAX_ITER, 800"),
     ({"SOLVER.DETERMINISTIC": True}, "SEED is -1, which draws another seed"),
     ({"SOLVER.CHECKPOINT_BEST": "bbox/AP"}, "nothing is evaluated"),
     (
@@ -266,8 +265,7 @@ def test_keys_that_contradict_each_other_give_no_training(values: dict, sentence
 @pytest.mark.parametrize(
     "values",
     [
-        {**MULTI_STEP, "SOLVER.STEPS": (10, 800)},
-        {"SOLVER.STEPS": (10, 900)},  # not read by the schedule of cosines
+        {**MULTI_STEP, "SOLVER.STEPS": (10, 801)},  # Detectron2 warns, and leaves them out
         {"SOLVER.DETERMINISTIC": True, "SEED": 0},
         {"SOLVER.CHECKPOINT_BEST": "bbox/AP", "TEST.EVAL_PERIOD": 5},
         {"SOLVER.CLIP_GRADIENTS.NORM_TYPE": math.inf},

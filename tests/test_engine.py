@@ -161,19 +161,21 @@ def test_run_on_the_cpu(monkeypatch, given_threads):
 
 def test_log_is_short_on_the_terminal_and_full_on_disk(tmp_path, capsys, monkeypatch):
     before = {name: logging.getLogger(name).handlers[:] for name in LOGGERS}
+    for name in LOGGERS:  # of other tests, whose streams are closed
+        logging.getLogger(name).handlers.clear()
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # the one that capsys reads
     try:
         setup_logging(str(tmp_path))
         logger = logging.getLogger("detectron2.test")
         logger.info("Running with full config:\nA: 1")
         logger.info("a step")
-        logging.getLogger("defcn_d2.test").info("our step")
+        logging.getLogger("defcn_d2.test").info("our step of \x1b[2Jclass\r")
         for handler in logging.getLogger("detectron2").handlers:
             handler.flush()
         shown, kept = capsys.readouterr().out, (tmp_path / "log.txt").read_text()
         assert "full config" not in shown and "full config" in kept
         for text in (shown, kept):
-            assert "a step" in text and "our step" in text
+            assert "a step" in text and r"our step of \x1b[2Jclass\r" in text
     finally:
         for name, handlers in before.items():
             logging.getLogger(name).handlers[:] = handlers

@@ -63,7 +63,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 args=(args,),
             )
     except ProcessExitedException as error:  # one of several processes, which has told why
-        return error.exit_code
+        if error.exit_code >= 0:
+            return error.exit_code
+        print(f"error: {error}; go on with --resume", file=sys.stderr)  # but for one that is killed
+        return 128 - error.exit_code
     return 0
 
 

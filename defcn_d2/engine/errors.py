@@ -14,7 +14,9 @@ from detectron2.utils import comm
 
 from ..batch_checks import BatchError
 from ..checkpointer import CheckpointError
+from ..config_rules import ConfigError
 from ..data import DatasetError
+from ..printable import printable_lines
 from .distributed import is_first_to_fail
 from .mapping import ImageError
 from .preemption import RESUMABLE, Preempted
@@ -66,7 +68,7 @@ def first_line(error: BaseException) -> str:
 
 def describe(error: BaseException) -> str | None:
     """The sentence for an error that the user can put right; None for any other."""
-    if isinstance(error, (UserError, DatasetError, CheckpointError, BatchError)):
+    if isinstance(error, (UserError, DatasetError, CheckpointError, BatchError, ConfigError)):
         return str(error)
     if isinstance(error, ImageError):
         # comes from a process that loads data with its traceback, whose last line it is
@@ -124,7 +126,7 @@ def reported(function: Callable[..., int | None]) -> Callable[..., int]:
             return 130
         except Preempted as error:
             if is_first_to_fail():
-                print(error, file=sys.stderr, flush=True)
+                print(printable_lines(error), file=sys.stderr, flush=True)
             return RESUMABLE
         except Exception as error:
             if not is_first_to_fail():
@@ -134,7 +136,7 @@ def reported(function: Callable[..., int | None]) -> Callable[..., int]:
                 raise
             sys.stdout.flush()
             rank = f" (rank {comm.get_rank()})" if comm.get_world_size() > 1 else ""
-            print(f"error{rank}: {message}", file=sys.stderr, flush=True)
+            print(printable_lines(f"error{rank}: {message}"), file=sys.stderr, flush=True)
             return 1
 
     return command

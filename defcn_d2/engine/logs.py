@@ -6,6 +6,8 @@ import warnings
 
 from detectron2.utils.logger import setup_logger
 
+from ..printable import harmless
+
 # Pages that Detectron2 prints before it begins.
 _PAGES = (
     "Environment info:",
@@ -33,9 +35,12 @@ def setup_logging(output_dir: str, rank: int = 0) -> None:
         warnings.filterwarnings("ignore", message)
     # says, on a machine with nvcc and no GPU, that there is no GPU
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
-    setup_logger(output_dir, distributed_rank=rank, name="defcn_d2", abbrev_name="defcn")
-    for handler in setup_logger(output_dir, distributed_rank=rank).handlers:
+    fvcore = setup_logger(output_dir, distributed_rank=rank, name="fvcore")
+    own = setup_logger(output_dir, distributed_rank=rank, name="defcn_d2", abbrev_name="defcn")
+    detectron2 = setup_logger(output_dir, distributed_rank=rank)
+    for handler in (*fvcore.handlers, *own.handlers, *detectron2.handlers):
+        handler.addFilter(harmless)
+    for handler in detectron2.handlers:
         if getattr(handler, "stream", None) is sys.stdout:
             handler.addFilter(_is_short)
 

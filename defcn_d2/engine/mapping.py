@@ -1,6 +1,5 @@
 """A mapper whose errors name the image, and what becomes of images that cannot be loaded."""
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,6 @@ Record = dict[str, Any]
 
 #: Key of an image that was skipped, in the input that takes its place: its name and why.
 SKIPPED = "skipped"
-
-logger = logging.getLogger(__name__)
 
 
 class ImageError(ValueError):
@@ -49,9 +46,9 @@ class CheckedMapper:
         except MemoryError:
             raise
         except Exception as error:
-            logger.debug("%s cannot be loaded", record.get("file_name"), exc_info=True)
             name = record.get("file_name", f"number {record.get('image_id')}")
-            problem = " ".join(str(error).split()) or type(error).__name__
+            problem = " ".join(str(error).removeprefix(f"{name!r} ").split())
+            problem = problem or type(error).__name__
             if type(error) in (KeyError, TypeError, IndexError, AttributeError):
                 problem = f"{type(error).__name__}: {problem}"
             raise ImageError(f"image {str(name)!r} cannot be loaded: {problem}") from error

@@ -29,7 +29,7 @@ from ..evaluation.nms_gap import WithAndWithoutNMS
 from ..meta_arch import DeFCN
 from .best import BestCheckpoint
 from .checkpointer import Checkpointer
-from .configuration import value_at_fault
+from .configuration import value_errors_told
 from .data_loading import EvaluationLoader, TrainingLoader
 from .datasets import load_records
 from .ema import EMAUpdate, WeightsEMA
@@ -99,13 +99,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model of a config; ``UserError`` where a value in it is at fault."""
-        try:
+        with value_errors_told(cfg):
             model = super().build_model(cfg)
-        except (KeyError, ValueError) as error:
-            sentence = value_at_fault(error, cfg)
-            if sentence is None:
-                raise
-            raise UserError(sentence) from error
         if cfg.TEST.WITH_NMS and not isinstance(model, DeFCN):
             raise UserError(
                 f"TEST.WITH_NMS is True, but MODEL.META_ARCHITECTURE is {type(model).__name__}, "

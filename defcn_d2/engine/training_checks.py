@@ -16,7 +16,13 @@ from ..config_rules import (
 from .optimizer import OPTIMIZER_RULES
 
 _SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
-_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+_SAMPLERS = (
+    "TrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
 
 #: Rules for what an evaluation depends on, and a training as well.
 EVALUATION_RULES = {
@@ -68,8 +74,9 @@ def check_training_config(cfg: CfgNode) -> None:
 
 def _contradictions(cfg: CfgNode) -> Iterator[str]:
     yield from _sizes(cfg.INPUT)
-    yield from _schedule(cfg.SOLVER)
     solver = cfg.SOLVER
+    if list(solver.STEPS) != sorted(set(solver.STEPS)):
+        yield f"SOLVER.STEPS is {tuple(solver.STEPS)}, but must ascend"
     if solver.DETERMINISTIC and cfg.SEED < 0:
         yield (
             f"SOLVER.DETERMINISTIC is True, but SEED is {cfg.SEED}, which draws another seed every "
@@ -102,15 +109,4 @@ def _sizes(node: CfgNode) -> Iterator[str]:
         yield (
             f"INPUT.CROP.SIZE is {node.CROP.SIZE}, but with CROP.TYPE {node.CROP.TYPE!r} must be "
             "shares of the image, at most 1"
-        )
-
-
-def _schedule(solver: CfgNode) -> Iterator[str]:
-    steps = list(solver.STEPS)
-    if steps != sorted(set(steps)):
-        yield f"SOLVER.STEPS is {tuple(steps)}, but must ascend"
-    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and steps and steps[-1] > solver.MAX_ITER:
-        yield (
-            f"SOLVER.STEPS is {tuple(steps)}, but must end by SOLVER.MAX_ITER, {solver.MAX_ITER}: "
-            "the learning rate would not fall at what comes after; set SOLVER.STEPS, as to ()"
         )
