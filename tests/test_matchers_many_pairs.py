@@ -17,7 +17,12 @@ from defcn_d2.matchers.pairs import TooManyPairs, center_pairs
 from defcn_d2.matchers.poto import POTO
 from defcn_d2.structures import Predictions
 
-MATCHERS = [POTO(radius=0), POTO(radius=0, solver="argmax"), ForegroundLoss(radius=0)]
+MATCHERS = [
+    POTO(radius=0),
+    POTO(radius=0, solver="argmax"),
+    POTO(radius=1.5),
+    ForegroundLoss(radius=0),
+]
 
 
 def total(score: Tensor, gt_idxs: Tensor) -> tuple[int, float]:
@@ -84,9 +89,13 @@ def test_too_many_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "MAX_PAIRS", number)
     center_pairs(priors, [gt], 0)
     monkeypatch.setattr(pairs, "MAX_PAIRS", number - 1)
-    center_pairs(priors, [gt], 1.5)  # of a known number
     with pytest.raises(TooManyPairs):
         center_pairs(priors, [gt], 0)
+    levels = 5
+    monkeypatch.setattr(pairs, "MAX_PAIRS", 3 * levels * 4**2)  # a radius of 1.5 strides
+    center_pairs(priors, [gt], 1.5)
+    with pytest.raises(TooManyPairs):
+        center_pairs(priors, [gt], 30)
 
 
 def test_a_heap_of_whole_images() -> None:

@@ -9,6 +9,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
 
+from ..data import DatasetError
 from .checkpointer import load_weights
 from .trainer import Trainer
 
@@ -54,6 +55,6 @@ def metadata_of(cfg: CfgNode) -> Metadata:
     if metadata.get("thing_classes") is None and names[0] in DatasetCatalog.list():
         try:
             DatasetCatalog.get(names[0])  # some sets know their classes only when loaded
-        except OSError:
+        except (OSError, DatasetError):
             pass  # not on this machine: detections have numbers for names
     return metadata

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.storage import write_atomically
 from ..demo.files import find_images
 from ..engine import Trainer, UserError, load_config, reported
-from ..engine.checkpointer import Checkpointer
+from ..engine.checkpointer import load_weights
 from ..engine.cpu import use_cpu
 from ..meta_arch import DeFCN
 from ..predictor import read_rgb
@@ -176,7 +176,7 @@ def load_model(cfg: CfgNode) -> DeFCN:
     """The trained model, for inference."""
     model = Trainer.build_model(cfg).eval()
     assert isinstance(model, DeFCN)
-    Checkpointer(model, averaged=cfg.MODEL.EMA.ENABLED).load(cfg.MODEL.WEIGHTS)
+    load_weights(cfg, model)
     return model
 
 

@@ -58,7 +58,7 @@ def center_pairs(priors: Priors, gt_instances: list[Instances], radius: float) -
         radius: as in ``inside_center``.
 
     Raises:
-        TooManyPairs: the radius is 0, and the boxes hold more than ``MAX_PAIRS`` cells of a grid.
+        TooManyPairs: the regions may hold more than ``MAX_PAIRS`` cells of the grids.
     """
     gt_boxes = torch.cat([gt.gt_boxes.tensor for gt in gt_instances])
     gt_classes = torch.cat([gt.gt_classes for gt in gt_instances])
@@ -111,8 +111,8 @@ def _cells_in_regions(
         last = (high / strides[:, None] - 0.5).ceil().minimum(shapes - 1).long().clamp(min=-1)
         sides = (last - first + 1).clamp(min=0)
         total = int(sides.prod(dim=2).sum())
-        if total > MAX_PAIRS:
-            raise TooManyPairs
+    if total > MAX_PAIRS:
+        raise TooManyPairs
 
     # One entry a cell: the region that it belongs to, of G * L, and where in that it stands.
     first, sides = first.flatten(0, 1), sides.flatten(0, 1)
