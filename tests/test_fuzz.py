@@ -8,7 +8,7 @@ from pathlib import Path
 import fuzz
 import pytest
 import torch
-from fuzz_batches import (
+from fuzzing.batches import (
     MAX_GTS,
     MAX_LOGITS,
     MAX_PAIRS,
@@ -21,9 +21,9 @@ from fuzz_batches import (
     make_predictions,
     make_priors,
 )
-from fuzz_detectors import Detector, Violation, variant_configs
-from fuzz_faults import FAULTS, IMAGE_FAULTS, IMAGES
-from fuzz_values import BOXES, NOT_FINITE, PREDICTIONS
+from fuzzing.detectors import Detector, Violation, variant_configs
+from fuzzing.faults import FAULTS, IMAGE_FAULTS, IMAGES
+from fuzzing.values import BOXES, NOT_FINITE, PREDICTIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

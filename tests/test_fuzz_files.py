@@ -14,10 +14,10 @@ import pytest
 from helpers import ROOT
 
 sys.path.append(str(ROOT / "tools"))
-import file_damage
 import fuzz_files
-from file_readers import Kind, Wrong
 from fuzz_files import FAILED, KINDS, WELL, Limits, run_case, run_cases
+from fuzzing import file_damage
+from fuzzing.file_readers import Kind, Wrong
 
 LIMITS = Limits(20.0, 2**31)
 CASES = {"generated set": 30, "COCO JSON": 60, "CrowdHuman odgt": 60}

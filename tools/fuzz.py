@@ -34,8 +34,8 @@ warnings.filterwarnings("ignore", ".*torch.jit.script")  # by what Detectron2 im
 warnings.filterwarnings("ignore", ".*torch.meshgrid")  # by its anchors
 
 import torch  # noqa: E402
-from fuzz_batches import Recipe, draw  # noqa: E402
-from fuzz_detectors import Detector, TooSlow, variant_configs  # noqa: E402
+from fuzzing.batches import Recipe, draw  # noqa: E402
+from fuzzing.detectors import Detector, TooSlow, variant_configs  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 Result = TypeVar("Result")

@@ -4,9 +4,10 @@
     python tools/fuzz_files.py --kinds "COCO JSON" --cases 500 --seed 3
     python tools/fuzz_files.py --kinds "COCO JSON" --only 417     # one case, with its traceback
 
-Whole files of every kind are damaged in many ways (file_damage.py) and read by the real readers,
-in child processes with limits of time and memory. A case is well when an error names the file, or
-when what was read makes sense (file_readers.py); anything else is a failure, and the exit status 1.
+Whole files of every kind are damaged in many ways (fuzzing/file_damage.py) and read by the real
+readers, in child processes with limits of time and memory. A case is well when an error names the
+file, or when what was read makes sense (fuzzing/file_readers.py); anything else is a failure, and
+the exit status 1.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
 warnings.filterwarnings("ignore", ".*torch.jit.script")  # by what Detectron2 imports
 
 import torch  # noqa: E402
-from file_readers import DATA, Kind, Wrong  # noqa: E402
-from file_readers_weights import WEIGHTS  # noqa: E402
+from fuzzing.file_readers import DATA, Kind, Wrong  # noqa: E402
+from fuzzing.weight_readers import WEIGHTS  # noqa: E402
 
 KINDS = {kind.name: kind for kind in (*DATA, *WEIGHTS)}
 WELL = ("named", "told", "other", "the same")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from file_damage import CHANGES, DAMAGE, Damage
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -26,6 +25,7 @@ from defcn_d2.data.builtin import SHAPES
 from defcn_d2.data.generation import DatasetError, GeneratedSet
 from defcn_d2.data.image_limit import ImageTooLarge, check_pixels
 from defcn_d2.evaluation.results import read_results
+from fuzzing.file_damage import CHANGES, DAMAGE, Damage
 
 WIDTH, HEIGHT = 64, 48
 _JSON = (".json", ".jsonl", ".odgt")

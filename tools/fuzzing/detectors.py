@@ -9,9 +9,6 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
-from fuzz_batches import Recipe, is_refused, make_inputs, make_predictions, make_priors
-from fuzz_faults import IMAGE_FAULTS
-from fuzz_values import NOT_FINITE
 from torch import Tensor
 
 from defcn_d2 import add_defcn_config
@@ -23,8 +20,11 @@ from defcn_d2.matchers.onenet import OneNet
 from defcn_d2.matchers.poto import POTO
 from defcn_d2.meta_arch import DeFCN
 from defcn_d2.structures import IGNORE, Assignment, Priors
+from fuzzing.batches import Recipe, is_refused, make_inputs, make_predictions, make_priors
+from fuzzing.faults import IMAGE_FAULTS
+from fuzzing.values import NOT_FINITE
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ONE_TO_ONE = (POTO, ForegroundLoss, Anchor, OneNet)
 # A narrow network without batch norm, which a single image of one cell would stop.
 SMALL = [

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from file_damage import CHECKPOINT_CHANGES, Damage
-from file_readers import Kind, Wrong
 from torch import nn
 
 from defcn_d2.checkpointer import CheckpointError, DeFCNCheckpointer
+from fuzzing.file_damage import CHECKPOINT_CHANGES, Damage
+from fuzzing.file_readers import Kind, Wrong
 
 
 class Training:

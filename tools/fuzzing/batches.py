@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 from detectron2.structures import Boxes, Instances
-from fuzz_faults import FAULTS, IMAGE_FAULTS, IMAGES, spoil_ground_truth, spoil_image
-from fuzz_values import BOXES, PREDICTIONS
 from torch import Generator, Tensor
 
 from defcn_d2.batch_checks import MAX_COORDINATE
 from defcn_d2.structures import Predictions, Priors
+from fuzzing.faults import FAULTS, IMAGE_FAULTS, IMAGES, spoil_ground_truth, spoil_image
+from fuzzing.values import BOXES, PREDICTIONS
 
 STRIDES = (8, 16, 32, 64, 128)
 ANCHOR_STRIDES = 4  # side of an anchor in strides, with Detectron2's sizes 32 ... 512
