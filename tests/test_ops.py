@@ -37,8 +37,7 @@ def test_equals_the_literal_reference(max_filter: Filter, case: dict[str, Any]) 
     exact = literal_max_filter([level.double() for level in case["levels"]], *_rest(case))
     for level, output, expected in zip(case["levels"], outputs, exact, strict=True):
         assert output.shape == level.shape and output.dtype == dtype
-        # PyTorch's own resizing rounds the positions, too: an error in proportion to the values.
-        size = 1.0 if max_filter is ops.max_filter_3d else max(1.0, _largest(case))
+        size = max(1.0, _largest(case))  # positions are rounded: an error in proportion to values
         torch.testing.assert_close(output.double(), expected, rtol=0, atol=TOLERANCE[dtype] * size)
 
 
