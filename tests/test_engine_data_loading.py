@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
+import signal
 from functools import partial
 
 import numpy as np
@@ -20,7 +22,13 @@ from PIL import Image
 
 from defcn_d2 import add_defcn_config
 from defcn_d2.engine import data_loading
-from defcn_d2.engine.data_loading import EvaluationLoader, TrainingLoader, build_sampler, grouped
+from defcn_d2.engine.data_loading import (
+    EvaluationLoader,
+    LoaderError,
+    TrainingLoader,
+    build_sampler,
+    grouped,
+)
 from defcn_d2.engine.errors import describe
 from defcn_d2.engine.mapping import SKIPPED, BlankWhereBroken, CheckedMapper, ImageError
 
@@ -232,6 +240,31 @@ def test_a_mapper_may_want_another_image(records):
 
 def _plain(records, mapper):
     return iter(TrainingLoader(config(), records, mapper, 2))
+
+
+def test_a_worker_that_dies_is_told_with_its_images(records):
+    """As when the system kills it for want of memory."""
+    main = os.getpid()
+
+    def dying(record):
+        if record["image_id"] == 4 and os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return record
+
+    batches = iter(TrainingLoader(config(DATALOADER__NUM_WORKERS=1), records, dying, 2))
+    with pytest.raises(LoaderError) as info:
+        list(itertools.islice(batches, 9))
+    sentence = describe(info.value)
+    assert re.search(r"gone \(DataLoader worker \(pid\S* \d+\) .*\), with these images", sentence)
+    assert repr(records[4]["file_name"]) in sentence and "--resume" in sentence
+
+
+def test_other_errors_of_a_loader_stay(records):
+    def broken(record):
+        raise RuntimeError("a bug of the mapper")
+
+    with pytest.raises(RuntimeError, match="a bug of the mapper"):
+        next(_plain(records, broken))
 
 
 def test_memory_is_no_matter_of_an_image(records):

@@ -2,6 +2,8 @@
 
 import logging
 import random
+import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -23,6 +25,28 @@ logger = logging.getLogger(__name__)
 Draw = tuple[int, int]
 # So many broken images in a row are no exception: the data are at fault, or the mapper.
 _MAX_TRIES = 10
+_FILES_SHOWN = 16
+
+
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid\S* [^)]*\)[^\n.]*")
+
+
+class LoaderError(RuntimeError):
+    """A worker of the data loader has died."""
+
+    def __init__(self, worker: str, files: Sequence[str]):
+        """
+        Args:
+            worker: what PyTorch says of it.
+            files: that workers were to load when it happened.
+        """
+        shown = ", ".join(map(repr, files[:_FILES_SHOWN]))
+        more = f" and {len(files) - _FILES_SHOWN} more" if len(files) > _FILES_SHOWN else ""
+        super().__init__(
+            f"a process that loads data is gone ({worker}), with these images to load: {shown}"
+            f"{more}. Most likely memory was short: lower DATALOADER.NUM_WORKERS; go on with "
+            "--resume"
+        )
 
 
 class TrainingLoader:
@@ -65,17 +89,27 @@ class TrainingLoader:
         images = TrainingImages(
             self._records, self._mapper, self.seed, self._cfg.DATALOADER.ON_ERROR == "skip"
         )
+        drawn: deque[list[Draw]] = deque()  # what the workers have to do, or have done
         loader = DataLoader(
             images,
-            batch_sampler=islice(self._batches(), self.start, None),
+            batch_sampler=_noting(islice(self._batches(), self.start, None), drawn),
             num_workers=self._cfg.DATALOADER.NUM_WORKERS,
             collate_fn=list,
             worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # the default one stays as it is
         )
-        for batch in loader:
-            self._count_skipped(batch)
-            yield batch
+        try:
+            for batch in loader:
+                drawn.popleft()
+                self._count_skipped(batch)
+                yield batch
+        except RuntimeError as error:
+            if worker := _DEAD_WORKER.search(str(error)):
+                raise LoaderError(worker[0], self._files_of(drawn)) from error
+            raise
+
+    def _files_of(self, batches: Iterable[list[Draw]]) -> list[str]:
+        return [str(self._records[i].get("file_name", "?")) for batch in batches for _, i in batch]
 
     def _batches(self) -> Iterator[list[Draw]]:
         rank, processes = comm.get_rank(), comm.get_world_size()
@@ -174,6 +208,12 @@ def build_sampler(cfg: CfgNode, records: Dataset, mapper: Callable, seed: int) -
         sampler = build._train_loader_from_config(cfg, mapper, dataset=records)["sampler"]
     sampler._seed = seed
     return sampler
+
+
+def _noting(batches: Iterable[list[Draw]], drawn: deque[list[Draw]]) -> Iterator[list[Draw]]:
+    for batch in batches:
+        drawn.append(batch)
+        yield batch
 
 
 def grouped(

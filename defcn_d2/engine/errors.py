@@ -5,7 +5,6 @@ import difflib
 import errno
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -17,11 +16,14 @@ from ..checkpointer import CheckpointError
 from ..config_rules import ConfigError
 from ..data import DatasetError
 from ..printable import printable_lines
+from .data_loading import LoaderError
 from .distributed import is_first_to_fail
 from .mapping import ImageError
 from .preemption import RESUMABLE, Preempted
 
-_DEAD_WORKER = re.compile(r"DataLoader worker \(pid\S* [^)]*\)[^\n.]*")
+
+# Errors that say in one sentence what is wrong, and what to do.
+_SENTENCES = (BatchError, CheckpointError, ConfigError, DatasetError, LoaderError)
 
 
 class UserError(Exception):
@@ -68,18 +70,13 @@ def first_line(error: BaseException) -> str:
 
 def describe(error: BaseException) -> str | None:
     """The sentence for an error that the user can put right; None for any other."""
-    if isinstance(error, (UserError, DatasetError, CheckpointError, BatchError, ConfigError)):
+    if isinstance(error, (UserError, *_SENTENCES)):
         return str(error)
     if isinstance(error, ImageError):
         # comes from a process that loads data with its traceback, whose last line it is
         sentence = str(error).strip().splitlines()[-1].rpartition("ImageError: ")[2]
         return (
             f"{sentence.removesuffix('.')}; correct or remove it, or set DATALOADER.ON_ERROR skip"
-        )
-    if isinstance(error, RuntimeError) and (worker := _DEAD_WORKER.search(str(error))):
-        return (
-            f"a process that loads data is gone ({worker[0]}), most likely for want of memory: "
-            "lower DATALOADER.NUM_WORKERS, or look into the system's log; go on with --resume"
         )
     if isinstance(error, FloatingPointError):
         return (
