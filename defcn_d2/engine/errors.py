@@ -21,7 +21,6 @@ from .distributed import is_first_to_fail
 from .mapping import ImageError
 from .preemption import RESUMABLE, Preempted
 
-
 # Errors that say in one sentence what is wrong, and what to do.
 _SENTENCES = (BatchError, CheckpointError, ConfigError, DatasetError, LoaderError)
 
