@@ -179,11 +179,11 @@ def test_two_processes_with_micro_batches_are_one_batch(tmp_path: Path):
     assert results[0][0][1]  # the main process has logged
 
 
-def test_a_compiled_model_accumulates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_model_accumulates() -> None:
     """Its graph is walked through once for the losses and once for the auxiliary one."""
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)  # put back afterwards
     compiled = make_model("POTO-3DMF-Aux")
     compiled.compilation = Compilation([compiled.backbone, compiled.head], "aot_eager")
     expected = step(make_model("POTO-3DMF-Aux"), inputs(COUNTS[:2]), 2)
-    assert_same(step(compiled, inputs(COUNTS[:2]), 2), expected)
+    with torch._functorch.config.patch(donated_buffer=True):  # put back afterwards
+        assert_same(step(compiled, inputs(COUNTS[:2]), 2), expected)
     assert is_compiled(compiled.backbone)
