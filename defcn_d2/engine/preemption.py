@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import active_children
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,8 @@ from detectron2.utils import comm
 from torch import Tensor, distributed
 
 logger = logging.getLogger(__name__)
+
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 #: Exit status of a run that is to be started again with --resume: EX_TEMPFAIL of sysexits.h.
@@ -64,18 +67,16 @@ class Preemption:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         receiver, sender = os.pipe()
         os.set_blocking(sender, False)
-        wakeup = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(receiver,), daemon=True).start()
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            os.close(sender)  # ends the watch
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with handled_by(self._handle):
+            wakeup = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(receiver,), daemon=True).start()
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(wakeup)
+                os.close(sender)  # ends the watch
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -137,15 +138,8 @@ class Preemption:
         """Within the block signals are ignored where other processes may send them."""
         several = comm.get_world_size() > 1
         main = threading.current_thread() is threading.main_thread()
-        if not (several and main):
+        with handled_by(signal.SIG_IGN) if several and main else contextlib.nullcontext():
             yield
-            return
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class Stops(HookBase):
@@ -213,16 +207,24 @@ def outlive_signals(worker: int) -> None:
 @contextlib.contextmanager
 def forwarding() -> Iterator[None]:
     """Within the block signals go on to the processes that this one has started by ``spawn``."""
-    from multiprocessing import active_children
 
     def forward(number: int, frame: FrameType | None) -> None:
         for child in active_children():
             if child.pid is not None:
                 os.kill(child.pid, number)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    with handled_by(forward):
+        yield
+
+
+@contextlib.contextmanager
+def handled_by(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers,
+) -> Iterator[None]:
+    """Within the block ``SIGNALS`` go to this handler; then as before. For the main thread."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
