@@ -6,30 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from helpers import make_cfg, random_inputs
+from exact_models import make_model
+from helpers import random_inputs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from defcn_d2.compilation import Compilation, is_compiled
 from defcn_d2.engine.step import StepTrainer
 
-TINY = [
-    # statistics of a batch are those of its own images, which is no matter of the trainer
-    *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
-    *("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.DEFCN.NUM_CONVS", 1, "MODEL.DEFCN.NUM_CLASSES", 3),
-]
 COUNTS = (4, 0, 0, 2, 1, 3)  # ground truths of the images
-
-
-def make_model(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = build_model(make_cfg(f"shapes/{name}.yaml", *TINY))
-    for module in model.head.modules():  # outputs that are not all alike
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=0.05)
-    return model.train().double()  # in which rounding takes no ReLU to its other side
 
 
 def inputs(counts: tuple[int, ...] = COUNTS) -> list[dict]:

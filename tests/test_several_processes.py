@@ -13,30 +13,23 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from helpers import make_cfg, random_inputs
+from exact_models import NUM_CLASSES, make_model
+from helpers import random_inputs
 from process_groups import in_group
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from defcn_d2.engine.ema import WeightsEMA
 from defcn_d2.engine.step import StepTrainer
 
-NUM_CLASSES = 3
 COUNTS = (4, 0, 0, 2, 1, 3)  # ground truths of the six images of a batch
 STEPS = 2
+cached_model = functools.cache(make_model)
 # Largest difference, relative to the largest number of a tensor. Networks run in float64, but the
 # factor 1 / n of a loss is rounded to float32.
 TOLERANCE = 1e-6
-
-TINY = [
-    # statistics of a batch would be those of a process's own images
-    *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
-    *("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.DEFCN.NUM_CONVS", 1),
-    *("MODEL.DEFCN.NUM_CLASSES", NUM_CLASSES),
-]
 
 Split = list[list[list[int]]]
 """The images of a batch, by process and by micro batch."""
@@ -90,20 +83,9 @@ class Training(NamedTuple):
     averaged: dict[str, Tensor]
 
 
-@functools.cache
-def make_model(config: str) -> nn.Module:
-    """In training mode; every call gives the same one, so that its weights are to be kept."""
-    torch.manual_seed(0)
-    model = build_model(make_cfg(f"shapes/{config}.yaml", *TINY))
-    for module in model.head.modules():  # outputs that are not all alike
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=0.05)
-    return model.train().double()  # in which rounding takes no ReLU to its other side
-
-
 def train(case: Case, own: list[list[int]]) -> Training:
     """Train with these micro batches of the images, in each of ``STEPS`` steps."""
-    bare = make_model(case.config)
+    bare = cached_model(case.config)  # its weights are to be kept
     before = {name: value.clone() for name, value in bare.state_dict().items()}
     images = random_inputs([(64, 64)] * len(case.counts), case.counts, NUM_CLASSES)
     batches = [[images[i] for i in part] for part in own]
