@@ -1,4 +1,4 @@
-# Everything runs in the virtual environment $(VENV), which tools/setup_env.py makes.
+# Everything runs in the virtual environment $(VENV), which tools/setup/setup_env.py makes.
 #
 #   make demo      train, evaluate and draw on the built-in data
 #   make study     train all variants and compare them (hours; STUDY_ARGS=--quick: minutes)
@@ -6,7 +6,7 @@
 #   make lint      style and types
 #
 #   PYTHON=python3.12 make demo               another Python, 3.10 or newer
-#   DETECTRON2=/path/to/detectron2 make test  another Detectron2 (see tools/install_detectron2.py)
+#   DETECTRON2=/path/to/detectron2 make test  another Detectron2 (see tools/setup/install_detectron2.py)
 #   make test PYTEST_ARGS="-k poto"           some of the tests
 
 VENV ?= .venv
@@ -40,13 +40,13 @@ setup:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "set-up failed: $(PYTHON) is $$($(PYTHON) --version 2>&1), and 3.10 or newer is needed;" \
 	  "name another one: PYTHON=python3.12 make ..."; exit 1; }
-	@$(PYTHON) tools/setup_env.py --venv $(VENV) --constraints $(CONSTRAINTS) $(PYTHON_FLAG)
+	@$(PYTHON) tools/setup/setup_env.py --venv $(VENV) --constraints $(CONSTRAINTS) $(PYTHON_FLAG)
 
 demo: setup
-	$(VENV)/bin/python tools/make_demo.py $(DEMO_ARGS)
+	$(VENV)/bin/python tools/study/make_demo.py $(DEMO_ARGS)
 
 study: setup
-	$(VENV)/bin/python tools/study.py $(STUDY_ARGS)
+	$(VENV)/bin/python tools/study/study.py $(STUDY_ARGS)
 
 test: setup
 	$(RUN_TESTS) $(PYTEST_ARGS)

@@ -12,21 +12,24 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "defcn_d2 needs Detectron2, which is not installed; install it with "
-        "`python tools/install_detectron2.py` or as its INSTALL.md says",
+        "`python tools/setup/install_detectron2.py` or as its INSTALL.md says",
         name="detectron2",
     ) from error
 
 from . import data  # noqa: F401  (registers the built-in data sets)
-from .backbone import build_defcn_narrow_fpn_backbone, build_defcn_resnet_fpn_backbone
-from .checkpoint import convert_cvpods_state_dict
-from .config import add_defcn_config
-from .config_files import config_names, get_config
+from .config.defaults import add_defcn_config
+from .config.files import config_names, get_config
 from .data import register_datasets
-from .matchers import MATCHER_REGISTRY
-from .meta_arch import DeFCN
+from .modeling.backbone import (
+    build_defcn_narrow_fpn_backbone,
+    build_defcn_resnet_fpn_backbone,
+)
+from .modeling.matcher import MATCHER_REGISTRY
+from .modeling.meta_arch import DeFCN
+from .weights.release import convert_cvpods_state_dict
 
 if TYPE_CHECKING:
-    from .predictor import Predictor
+    from .engine.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -47,7 +50,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``Predictor``, which is imported when it is asked for: it needs much of Detectron2."""
     if name == "Predictor":
-        from .predictor import Predictor
+        from .engine.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md: every key of the project, from ``defcn_d2/config.py`` itself.
+"""Write docs/configuration.md: every key of the project, from the defaults' own comments.
 
 The comment above a key says why it is there; keys that follow without one share it.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
 
-from defcn_d2.data.storage import write_atomically  # noqa: E402
+from defcn_d2.data.synthetic.storage import write_atomically  # noqa: E402
 
 SOURCE, PAGE = ROOT / "defcn_d2" / "config.py", ROOT / "docs" / "configuration.md"
 HEAD = """\
@@ -19,7 +19,7 @@ HEAD = """\
 
 Every key that this project adds to Detectron2's own, with its default and what it is for. Any of
 them can be given in a yaml or as `KEY VALUE` at the end of a command line. This page is written by
-`python tools/config_reference.py` from [defcn_d2/config.py](../defcn_d2/config.py).
+`python tools/config_reference.py` from [defaults.py](../defcn_d2/config/defaults.py).
 """
 
 

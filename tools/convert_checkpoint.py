@@ -11,8 +11,8 @@ import sys
 
 import torch
 
-from defcn_d2.checkpoint import convert_cvpods_state_dict, describe_weights, fitting_configs
-from defcn_d2.checkpointer import CheckpointError, read_checkpoint, replacing
+from defcn_d2.weights.checkpointer import CheckpointError, read_checkpoint, replacing
+from defcn_d2.weights.release import convert_cvpods_state_dict, describe_weights, fitting_configs
 
 
 def convert(source: str, target: str, partial: bool = False) -> dict[str, torch.Tensor]:

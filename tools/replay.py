@@ -22,11 +22,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from defcn_d2.checkpointer import read_checkpoint
-from defcn_d2.engine import UserError, load_config, reported
+from defcn_d2.config.load import load_config
 from defcn_d2.engine.mixed_precision import PRECISIONS
 from defcn_d2.engine.nonfinite import FORMAT
 from defcn_d2.engine.seeds import seed_generators
+from defcn_d2.utils.errors import UserError, reported
+from defcn_d2.weights.checkpointer import read_checkpoint
 
 Batch = list[dict[str, Any]]
 _SHOWN = 5  # of the tensors that are not finite

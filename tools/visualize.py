@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 warnings.filterwarnings("ignore", ".*torch.jit.script")  # by what Detectron2 imports
 
-from defcn_d2.visualization.command_line import run  # noqa: E402
+from defcn_d2.visualization.visualize_command import run  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(run())

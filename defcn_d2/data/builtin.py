@@ -8,15 +8,19 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .crowdhuman import register_crowdhuman
-from .generation import DatasetError, GeneratedSet, Recipe
+from .readers.crowdhuman import register_crowdhuman
+from .synthetic.generation import DatasetError, GeneratedSet, Recipe
 
 SHAPES_CLASSES = ("ellipse", "ring", "crescent", "rectangle", "triangle", "star", "cross")
 SHAPES = Recipe(
-    "shapes", 3, "defcn_d2.data.shapes", "annotations.json", {"train": 2000, "val": 300}
+    "shapes", 3, "defcn_d2.data.synthetic.shapes", "annotations.json", {"train": 2000, "val": 300}
 )
 SHAPES_CROWD = Recipe(
-    "shapes_crowd", 1, "defcn_d2.data.shapes_crowd", "annotation.odgt", {"train": 2000, "val": 300}
+    "shapes_crowd",
+    1,
+    "defcn_d2.data.synthetic.crowd",
+    "annotation.odgt",
+    {"train": 2000, "val": 300},
 )
 
 

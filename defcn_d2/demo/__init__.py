@@ -1,5 +1,5 @@
 """Detections drawn on images and videos: what ``demo/demo.py`` runs."""
 
-from .command_line import run
+from .demo_command import run
 
 __all__ = ["run"]

@@ -7,12 +7,12 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from ..engine import UserError
-from ..predictor import read_rgb
-from ..printable import printable
-from .drawing import draw_detections
+from ..engine.predictor import read_rgb
+from ..utils.errors import UserError
+from ..utils.printable import printable
+from .coco_results import Results, image_ids
+from .overlay import draw_detections
 from .parallel import Item, Result
-from .results import Results, image_ids
 from .window import Window
 
 # Short side of a drawing, in pixels, below which its letters are too large for it.

@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from torch import multiprocessing
 
-from ..engine import Predictor, UserError
-from ..engine.errors import describe
+from ..engine import Predictor
+from ..utils.errors import UserError, describe
 
 T = TypeVar("T")
 Item = tuple[T, np.ndarray]

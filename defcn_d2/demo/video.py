@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ..engine import UserError
-from ..printable import printable
-from .drawing import draw_detections
-from .files import make_folder
+from ..utils.errors import UserError
+from ..utils.printable import printable
+from .coco_results import Results
+from .inputs import make_folder
+from .overlay import draw_detections
 from .parallel import Item, Result
-from .results import Results
 from .window import Window
 
 # Codecs by the suffix of the file, the first that OpenCV can write is taken. Its wheels on the

@@ -6,7 +6,7 @@ import sys
 import cv2
 import numpy as np
 
-from ..engine import UserError
+from ..utils.errors import UserError
 
 _NAME = "detections"
 _ESCAPE = 27

@@ -1,10 +1,10 @@
 """Training and evaluation: what ``train_net.py`` runs."""
 
-from .command_line import main, run
-from .configuration import load_config
-from .errors import UserError, reported
+from ..config.load import load_config
+from ..utils.errors import UserError, reported
+from .image_predictor import Predictor
 from .optimizer import build_optimizer
-from .predictor import Predictor
+from .train_command import main, run
 from .trainer import Trainer
 
 __all__ = [

@@ -15,8 +15,8 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from .mapping import SKIPPED, ImageError, Record
-from .preemption import outlive_signals
+from ..data.mapper import SKIPPED, ImageError, Record
+from .cluster.preemption import outlive_signals
 from .seeds import seeded
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from ..data import datasets_root
-from ..data.files import missing_files
-from ..data.findings import EXAMPLES
-from ..data.own_data import own_data
-from .errors import UserError, as_user_error, nearest
+from ..data.readers.findings import EXAMPLES
+from ..data.readers.missing_files import missing_files
+from ..data.readers.own_data import own_data
+from ..utils.errors import UserError, as_user_error, nearest
 
 Record = dict[str, Any]
 

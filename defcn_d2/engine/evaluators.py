@@ -12,11 +12,11 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
 )
 
-from ..data.own_data import own_data
+from ..data.readers.own_data import own_data
+from ..evaluation.coco_json import OwnDataEvaluator
 from ..evaluation.lvis import let_lvis_run
 from ..evaluation.nms_gap import NMSGapEvaluator
-from ..evaluation.own_data import OwnDataEvaluator
-from .errors import UserError, as_user_error
+from ..utils.errors import UserError, as_user_error
 
 WITHOUT_NMS, WITH_NMS = "without_nms", "with_nms"
 

@@ -6,7 +6,7 @@ import warnings
 
 from detectron2.utils.logger import setup_logger
 
-from ..printable import harmless
+from ..utils.printable import harmless
 
 # Pages that Detectron2 prints before it begins.
 _PAGES = (

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from .errors import UserError
+from ..utils.errors import UserError
 from .step import StepTrainer
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}

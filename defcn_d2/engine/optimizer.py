@@ -9,8 +9,8 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from ..config_rules import ConfigError, check_rules, numbers, one_of, optional
-from .errors import as_user_error
+from ..config.rules import ConfigError, check_rules, numbers, one_of, optional
+from ..utils.errors import as_user_error
 
 _AT_LEAST_0 = numbers("[0, inf)")
 #: Rules for the keys that ``build_optimizer`` reads.

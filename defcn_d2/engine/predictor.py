@@ -1,60 +1,148 @@
-"""A trained detector for single images, as demos need it."""
+"""A trained detector in one line, for files and arrays of any Python program."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast, overload
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import convert_PIL_to_numpy
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from PIL import Image
 
-from ..data import DatasetError
-from .checkpointer import load_weights
-from .trainer import Trainer
+from ..config.load import load_config
+from ..data import register_datasets
+from ..data.image_limit import ImageTooLarge, check_pixels
+from ..utils.errors import UserError, first_line
+from .cpu import use_cpu
+from .image_predictor import Predictor as ConfigPredictor
+from .image_predictor import metadata_of
+
+Picture = np.ndarray | str | os.PathLike
+
+# What Pillow raises for a file that is no image, or half of one.
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class Predictor:
-    """The model of a config with ``MODEL.WEIGHTS``; one image at a time, resized as for tests."""
+    """``Predictor("POTO-3DMF", "model_final.pth")("photo.jpg")`` gives the detections.
 
-    def __init__(self, cfg: CfgNode):
-        """
-        Raises:
-            UserError: the weights cannot be read.
-        """
-        self.model = Trainer.build_model(cfg).eval()
-        load_weights(cfg, self.model)
-        self.resize = ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST] * 2, max_size=cfg.INPUT.MAX_SIZE_TEST
-        )
-        self.image_format = cfg.INPUT.FORMAT
+    Attributes:
+        cfg: the frozen config of the model.
+        class_names: of the data it was trained on, by number; empty where they are not known.
+    """
 
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> Instances:
+    def __init__(
+        self,
+        config: str | os.PathLike | CfgNode,
+        weights: str | os.PathLike,
+        *,
+        device: str | None = None,
+        opts: Sequence[str] = (),
+    ):
         """
         Args:
-            image: (H, W, 3) uint8, RGB.
+            config: a yaml file, such as the config.yaml of a run; the short name of a config that
+                comes with the package, see ``config_names()``; or a config.
+            weights: the trained model, a file.
+            device: as "cuda:1"; None: a GPU where there is one, else the CPU.
+            opts: KEY, VALUE, ... that change the config, flat and as text.
+
+        Raises:
+            UserError: a file that is missing or cannot be read, or a wrong key.
+        """
+        weights = os.fspath(weights)
+        if "://" not in weights and not os.path.isfile(weights):
+            raise UserError(f"weights {weights!r} do not exist; give the file of a trained model")
+        opts = [*opts, "MODEL.WEIGHTS", weights]
+        opts += ["MODEL.DEVICE", device or ("cuda" if torch.cuda.is_available() else "cpu")]
+        if isinstance(config, CfgNode):
+            cfg = config.clone()
+            cfg.defrost()
+            cfg.merge_from_list(opts)
+            register_datasets(cfg)
+            cfg.freeze()
+        else:
+            cfg = load_config(os.fspath(config), opts)
+        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device {device!r} is not there: no GPU that PyTorch can use")
+        self.cfg = use_cpu(cfg) if cfg.MODEL.DEVICE == "cpu" else cfg
+        self._predictor = ConfigPredictor(self.cfg)
+        self.class_names: list[str] = list(metadata_of(cfg).get("thing_classes") or [])
+
+    @overload
+    def __call__(self, images: Picture) -> Instances: ...
+
+    @overload
+    def __call__(self, images: Sequence[Picture]) -> list[Instances]: ...
+
+    def __call__(self, images: Picture | Sequence[Picture]) -> Instances | list[Instances]:
+        """
+        Args:
+            images: a path, or an array (H, W, 3) uint8 in BGR as ``cv2.imread`` gives it; or a
+                list of such.
 
         Returns:
-            detections on the CPU, in pixels of the image.
+            detections on the CPU, best first: ``pred_boxes`` xyxy in pixels of the image,
+            ``scores`` and ``pred_classes``; of a list, a list.
+
+        Raises:
+            UserError: files that do not exist (all of them are named before any work), or one
+                that cannot be read as an image or has more pixels than ``INPUT.MAX_PIXELS``.
+            ValueError: an array of another shape or type.
         """
-        height, width = image.shape[:2]
-        pixels = convert_PIL_to_numpy(Image.fromarray(image), self.image_format)
-        pixels = self.resize.get_transform(pixels).apply_image(pixels)
-        tensor = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1).copy())
-        inputs = {"image": tensor, "height": height, "width": width}
-        return self.model([inputs])[0]["instances"].to("cpu")
+        if images is None or isinstance(images, (np.ndarray, str, os.PathLike)):
+            single, pictures = True, cast("list[Picture]", [images])
+        else:
+            single, pictures = False, list(images)
+        _check_paths([os.fspath(p) for p in pictures if isinstance(p, (str, os.PathLike))])
+        for number, picture in enumerate(pictures):
+            if not isinstance(picture, (str, os.PathLike)):
+                _check_array(picture, "the image" if single else f"image {number} of the list")
+        found = [self._predictor(self._to_rgb(picture)) for picture in pictures]
+        return found[0] if single else found
+
+    def _to_rgb(self, picture: Picture) -> np.ndarray:
+        if isinstance(picture, np.ndarray):
+            return np.ascontiguousarray(picture[:, :, ::-1])
+        return read_rgb(picture, self.cfg.INPUT.MAX_PIXELS)
 
 
-def metadata_of(cfg: CfgNode) -> Metadata:
-    """Metadata of the config's first data set, with its class names if they can be found."""
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    if not names:
-        return MetadataCatalog.get("__no_data_set")
-    metadata = MetadataCatalog.get(names[0])
-    if metadata.get("thing_classes") is None and names[0] in DatasetCatalog.list():
-        try:
-            DatasetCatalog.get(names[0])  # some sets know their classes only when loaded
-        except (OSError, DatasetError):
-            pass  # not on this machine: detections have numbers for names
-    return metadata
+def read_rgb(path: str | os.PathLike, max_pixels: int = 100_000_000) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 in RGB, turned upright as its EXIF data say.
+
+    Args:
+        max_pixels: ``INPUT.MAX_PIXELS``, whose default is the same.
+
+    Raises:
+        UserError: it is no image, or half of one, or has more pixels.
+    """
+    try:
+        check_pixels(os.fspath(path), max_pixels)
+        return read_image(os.fspath(path), "RGB")
+    except ImageTooLarge as error:
+        raise UserError(str(error)) from error
+    except _UNREADABLE as error:
+        name = os.fspath(path)
+        raise UserError(f"{name!r} cannot be read as an image ({first_line(error)})") from error
+
+
+def _check_paths(paths: Sequence[str]) -> None:
+    missing = [path for path in paths if "://" not in path and not Path(path).is_file()]
+    if missing:
+        names = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise UserError(f"{len(missing)} of {len(paths)} images do not exist: {names}")
+
+
+def _check_array(picture: object, name: str) -> None:
+    if picture is None:
+        raise ValueError(f"{name} is None: cv2.imread gives that for a file it cannot read")
+    if not isinstance(picture, np.ndarray):
+        raise ValueError(f"{name} is a {type(picture).__name__}: give a path or a NumPy array")
+    shape, kind = picture.shape, picture.dtype
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != np.uint8:
+        raise ValueError(
+            f"{name} has shape {shape} and type {kind}, but must be (H, W, 3) uint8 in BGR"
+        )

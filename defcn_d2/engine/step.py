@@ -10,7 +10,7 @@ from detectron2.engine import SimpleTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..criteria import mean_over_workers
+from ..modeling.criterion import mean_over_workers
 from .nonfinite import NonFiniteLoss
 
 Gradients = list[Tensor | None]

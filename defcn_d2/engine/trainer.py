@@ -25,23 +25,23 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..config.load import value_errors_told
+from ..data.mapper import BlankWhereBroken, CheckedMapper
 from ..evaluation.nms_gap import WithAndWithoutNMS
-from ..meta_arch import DeFCN
-from .best import BestCheckpoint
-from .checkpointer import Checkpointer
-from .configuration import value_errors_told
+from ..modeling.meta_arch import DeFCN
+from ..utils.errors import UserError, as_user_error
+from ..weights.run_checkpointer import Checkpointer
+from .best_checkpoint import BestCheckpoint
+from .cluster.preemption import Preempted, Preemption, Stops
+from .cluster.scaling import scale_to_workers
 from .data_loading import EvaluationLoader, TrainingLoader
 from .datasets import load_records
 from .ema import EMAUpdate, WeightsEMA
-from .errors import UserError, as_user_error
 from .evaluators import build_evaluator
 from .hooks import TrainingTime
-from .mapping import BlankWhereBroken, CheckedMapper
 from .mixed_precision import build_step_trainer
 from .nonfinite import NonFiniteLoss, write_dump
 from .optimizer import build_optimizer
-from .preemption import Preempted, Preemption, Stops
-from .scaling import scale_to_workers
 from .seeds import StepSeeds, seed_of_run
 from .throughput import MetricPrinter, Throughput
 

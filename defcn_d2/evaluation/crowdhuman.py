@@ -25,10 +25,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from ..data.crowdhuman import read_images
-from ..data.generation import DatasetError
-from ..data.odgt import OdgtImage
-from ..data.storage import write_atomically
+from ..data.readers.crowdhuman import read_images
+from ..data.readers.odgt import OdgtImage
+from ..data.synthetic.generation import DatasetError
+from ..data.synthetic.storage import write_atomically
 from . import crowdhuman_metrics as metrics
 from .results import NO_DETECTIONS, Detections, dump_results, read_results
 

@@ -8,8 +8,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from torch import nn
 
-from ..inference import find_topk, keep_best
-from ..meta_arch import DeFCN, postprocess
+from ..modeling.inference import find_topk, keep_best
+from ..modeling.meta_arch import DeFCN, postprocess
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..data.generation import DatasetError
-from ..data.odgt import AnnotationError, is_box, is_number, shown
+from ..data.readers.odgt import AnnotationError, is_box, is_number, shown
+from ..data.synthetic.generation import DatasetError
 
 Detections = Mapping[str, npt.NDArray[np.float64]]
 """Image ID to (D, 6): x1, y1, x2, y2 in pixels, score, category_id."""

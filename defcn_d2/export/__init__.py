@@ -1,9 +1,9 @@
 """Trained detectors as files for other runtimes: what ``tools/export.py`` runs."""
 
 from .artifacts import FORMATS, Artifact, export_exported, export_onnx, export_torchscript
-from .command_line import run
 from .description import describe
 from .detector import DeployedDetector
+from .export_command import run
 from .verification import (
     VerificationError,
     drawn_images,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from ..engine.errors import UserError
 from ..ops import standard_operators
+from ..utils.errors import UserError
 from .detector import DeployedDetector
 from .onnx_graph import check_graph, serialized
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from ..meta_arch import DeFCN
+from ..modeling.meta_arch import DeFCN
 from .preparation import fold_batch_norms, to_half
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import shapes
-from ..engine.errors import UserError
-from ..meta_arch import DeFCN
+from ..data.synthetic import shapes
+from ..modeling.meta_arch import DeFCN
+from ..utils.errors import UserError
 from .artifacts import Artifact, Outputs
 from .comparison import (
     FLOAT16,

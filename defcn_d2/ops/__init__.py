@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from defcn_d2.ops.checks import check_arguments
-from defcn_d2.ops.library import load
-from defcn_d2.ops.reference import compose, compose_plain, max_filter_3d_reference
+from .arguments import check_arguments
+from .library import load
+from .reference import compose, compose_plain, max_filter_3d_reference
 
 __all__ = [
     "is_compiled",
@@ -58,7 +58,7 @@ def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) 
     row, column, and is the same in every run. There is no second derivative.
 
     Raises:
-        TypeError, ValueError: see :func:`defcn_d2.ops.checks.check_arguments`.
+        TypeError, ValueError: see :func:`defcn_d2.ops.arguments.check_arguments`.
     """
     check_arguments(levels, tau, kernel_size)
     if _standard.get():

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from defcn_d2.ops import registration
+from . import registration
 
 SWITCH = "DEFCN_D2_OPS"
 PACKAGE = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from defcn_d2.ops.checks import check_arguments
+from .arguments import check_arguments
 
 
 def max_filter_3d_reference(

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defcn_d2.ops.checks import check_arguments
-from defcn_d2.ops.reference import max_filter_3d_reference
+from .arguments import check_arguments
+from .reference import max_filter_3d_reference
 
 NAMESPACE = "defcn_d2"
 

@@ -12,11 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..engine import UserError
-from ..engine.errors import as_user_error
-from ..matchers import build_matcher
-from ..matchers.costs import prediction_quality
+from ..modeling.matcher import build_matcher
+from ..modeling.matcher.costs import prediction_quality
 from ..structures import Priors
+from ..utils.errors import UserError, as_user_error
 from .colors import class_color
 from .example import Example
 from .page import figure_text

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..engine import UserError
+from ..utils.errors import UserError
 from .page import figure_text
 
 Rows = list[dict[str, float]]

@@ -13,12 +13,13 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from ..engine import Predictor, UserError
+from ..engine import Predictor
 from ..engine.datasets import check_names, load_records
-from ..meta_arch import DeFCN
-from ..predictor import read_rgb
-from ..printable import printable
+from ..engine.predictor import read_rgb
+from ..modeling.meta_arch import DeFCN
 from ..structures import Predictions, Priors
+from ..utils.errors import UserError
+from ..utils.printable import printable
 
 Record = dict[str, Any]
 

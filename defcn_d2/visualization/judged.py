@@ -10,10 +10,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import batched_nms
 from detectron2.structures import BoxMode
 
-from ..engine import UserError
 from ..engine.datasets import check_names
 from ..evaluation.crowdhuman_metrics import Bools, Floats, Sample, match, pairwise_iou
 from ..evaluation.results import NO_DETECTIONS, read_results
+from ..utils.errors import UserError
 from .example import class_names
 
 # What a detection is; the last lies on a crowd region, which counts for nothing.

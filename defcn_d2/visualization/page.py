@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..data.storage import write_atomically
-from ..engine import UserError
-from ..printable import printable
+from ..data.synthetic.storage import write_atomically
+from ..utils.errors import UserError
+from ..utils.printable import printable
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; color: #202020;

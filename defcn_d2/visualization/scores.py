@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from ..engine import UserError
+from ..utils.errors import UserError
 from .colors import class_color
 from .example import Example
 from .page import figure_text

@@ -1,1 +1,1 @@
-"""Subcommands of ``tools/benchmark.py``."""
+"""Subcommands of ``tools/benchmarks``."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import detectors
 from benchmarks.op_competitors import pyramid_shapes
-from defcn_d2.meta_arch import DeFCN
+from defcn_d2.modeling.meta_arch import DeFCN
 
 STRIDES = (8, 16, 32, 64, 128)
 NUM_ANCHORS = 9  # a location, of RetinaNet

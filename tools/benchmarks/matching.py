@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks.matching_competitors import COMPETITORS, Problem, assert_equal
 from benchmarks.op_competitors import pyramid_shapes
 from benchmarks.timing import interleave, machine, markdown
-from defcn_d2.matchers.pairs import center_pairs
-from defcn_d2.matchers.poto import POTO
+from defcn_d2.modeling.matcher.pairs import center_pairs
+from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.structures import Predictions, Priors
 
 DESCRIPTION = "POTO's qualities and assignment against the full matrix and scipy"

@@ -10,9 +10,9 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from defcn_d2.matchers.costs import prediction_quality
-from defcn_d2.matchers.functional import hungarian_dense, inside_center
-from defcn_d2.matchers.poto import POTO
+from defcn_d2.modeling.matcher.costs import prediction_quality
+from defcn_d2.modeling.matcher.functional import hungarian_dense, inside_center
+from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.structures import BACKGROUND, Predictions, Priors
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defcn_d2.meta_arch import DeFCN
+from defcn_d2.modeling.meta_arch import DeFCN
 
 PHASES = ("forward", "matching", "losses", "backward")
 

@@ -1,5 +1,5 @@
 // What the host tells the kernels, and how a block's threads share a tile. Also compiled by a plain
-// C++ compiler: tests/cuda_emulation.cpp runs the kernels' phases thread after thread.
+// C++ compiler: tests/support/cuda_emulation.cpp runs the kernels' phases thread after thread.
 #pragma once
 
 #include <cstdint>

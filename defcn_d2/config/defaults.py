@@ -1,0 +1,182 @@
+"""Every configuration key of the project, with its default and one line of why."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_defcn_config(cfg: CN) -> None:
+    """Add the keys under ``MODEL.DEFCN`` (and a few beside Detectron2's own) to ``cfg``, in place.
+
+    The defaults are the POTO configuration of the release (arXiv 2012.03544) without 3D Max
+    Filtering and without the auxiliary loss.
+
+    Args:
+        cfg: a Detectron2 config, e.g. from ``detectron2.config.get_cfg()``.
+    """
+    cfg.MODEL.DEFCN = CN()
+    node = cfg.MODEL.DEFCN
+
+    # Number of foreground classes K.
+    node.NUM_CLASSES = 80
+    # Feature maps of the backbone that the head runs on, finest first. Strides follow from them.
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # "points": a location regresses the distances (l, t, r, b) to the sides of its box.
+    # "anchors": it regresses Box2BoxTransform deltas of one anchor, see MODEL.ANCHOR_GENERATOR.
+    node.PRIORS = "points"
+    # Weights and feature maps in PyTorch's channels_last format, which is faster on CPUs.
+    node.CHANNELS_LAST = False
+    # torch.compile of backbone and head; where it fails, one warning, and they run without it.
+    node.COMPILE = CN()
+    node.COMPILE.ENABLED = False
+    # Its backend: "inductor" makes the code faster, "aot_eager" and "eager" look for errors.
+    node.COMPILE.BACKEND = "inductor"
+
+    _add_head_config(node)
+    _add_matching_config(node)
+    _add_inference_config(node)
+    _add_training_config(cfg)
+    _add_data_config(cfg)
+    _add_ema_config(cfg)
+
+
+def _add_head_config(node: CN) -> None:
+    # 3x3 convs in each of the two towers, and the normalisation after each ("" for none).
+    node.NUM_CONVS = 4
+    node.NORM = "GN"
+    # Whether the convs of the towers have a bias (OneNet's have none).
+    node.CONV_BIAS = True
+    # Foreground probability of every location before training: sets the bias of cls_score.
+    node.PRIOR_PROB = 0.01
+    # True: distances are relu(scale * x) * stride. False: exp(scale * x) pixels.
+    node.NORM_REG_TARGETS = True
+    # The number that a location predicts beside its classes and box:
+    # "none"; "filter": 3D Max Filtering, multiplied into the class scores; "centerness" (FCOS).
+    node.QUALITY_BRANCH = "none"
+
+    # Compute the head again in the backward pass, for less memory; not with norms of batches.
+    node.HEAD_CHECKPOINTING = False
+
+    node.MAX_FILTERING = CN()
+    # How many levels take part in a maximum besides the location's own: tau / 2 on each side.
+    node.MAX_FILTERING.TAU = 2
+    # Side of the spatial window, in cells.
+    node.MAX_FILTERING.KERNEL_SIZE = 3
+    # Normalisation after the maximum ("" for none: the release's "wo_gn").
+    node.MAX_FILTERING.NORM = "GN"
+
+
+def _matcher_config(name: str) -> CN:
+    """The keys that a matcher may read; which ones it does read, its file says."""
+    node = CN()
+    # A name in defcn_d2.modeling.matcher.MATCHER_REGISTRY.
+    node.NAME = name
+    # POTO: weight a of the box quality in  score^(1 - a) * iou^a.
+    node.ALPHA = 0.8
+    # Half the side of the region around a box's centre, in strides; 0: the whole box.
+    node.RADIUS = 1.5
+    # POTO: "hungarian" (exact one-to-one matching) or "argmax" (each box its best location).
+    node.SOLVER = "hungarian"
+    # POTO, foreground loss: boxes without a location of their own still get one, as in the release.
+    node.KEEP_UNREACHABLE = False
+    # Matchers that pick candidates: how many per level.
+    node.TOPK = 9
+    # FCOS, Center: smallest and largest distance in pixels that each level regresses.
+    node.SIZE_RANGES = [[-1, 64], [64, 128], [128, 256], [256, 512], [512, float("inf")]]
+    # ATSS: side of the anchor whose IoU decides, in strides.
+    node.ANCHOR_SCALE = 8.0
+    # OneNet, foreground loss: factors of the class, L1 and GIoU terms of the cost (the foreground
+    # loss has its class term as it is, and no L1).
+    node.COST_CLS = 2.0
+    node.COST_L1 = 5.0
+    node.COST_GIOU = 2.0
+    # The focal loss in their class term; keep it equal to LOSS.FOCAL_*.
+    node.FOCAL_ALPHA = 0.25
+    node.FOCAL_GAMMA = 2.0
+    return node
+
+
+def _add_matching_config(node: CN) -> None:
+    node.MATCHER = _matcher_config("POTO")
+
+    node.LOSS = CN()
+    # Focal loss of the classes.
+    node.LOSS.FOCAL_ALPHA = 0.25
+    node.LOSS.FOCAL_GAMMA = 2.0
+    node.LOSS.CLS_WEIGHT = 1.0
+    # GIoU loss of the boxes.
+    node.LOSS.REG_WEIGHT = 2.0
+    # L1 loss of their coordinates in sizes of the image ("loss_box_l1", OneNet).
+    node.LOSS.L1_WEIGHT = 0.0
+    # What losses are divided by: the number of "foreground" locations, or of "gts" (OneNet).
+    node.LOSS.NORMALIZER = "foreground"
+
+    # One-to-many classification loss beside the one-to-one losses ("loss_cls_aux").
+    node.AUX = CN()
+    node.AUX.ENABLED = False
+    node.AUX.WEIGHT = 1.0
+    node.AUX.MATCHER = _matcher_config("POTOAux")
+
+
+def _add_inference_config(node: CN) -> None:
+    # Candidates below this score are dropped before the boxes are decoded.
+    node.SCORE_THRESH_TEST = 0.05
+    # Candidates per level, at most (and at most as many as the level has locations).
+    node.TOPK_CANDIDATES_TEST = 1000
+    # "none": end to end. "class_wise": non-maximum suppression within each class.
+    node.NMS_TYPE = "none"
+    # IoU above which NMS drops the lower score (also of the second evaluation, TEST.WITH_NMS).
+    node.NMS_THRESH_TEST = 0.6
+    # True: one top-k over all locations and classes and no threshold, the path for deployment.
+    node.TOPK_ONLY_TEST = False
+
+
+def _add_training_config(cfg: CN) -> None:
+    # "SGD" (Detectron2's) or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Of SOLVER.AMP.ENABLED: "float16", with a scaler (CUDA alone), or "bfloat16" (a CPU as well).
+    cfg.SOLVER.AMP.PRECISION = "float16"
+    # Micro batches of a step: IMS_PER_BATCH stays the number of images of a whole step (and the
+    # learning rate what it is), of which 1 / ACCUMULATE are in memory at a time.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Operators that give the same bits every time: a run can be repeated exactly. Needs SEED.
+    cfg.SOLVER.DETERMINISTIC = False
+    # How many of the last checkpoints stay, older ones are removed; 0: all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
+    # Metric, such as "bbox/AP", whose best checkpoint is kept as model_best.pth; "": none.
+    cfg.SOLVER.CHECKPOINT_BEST = ""
+    # Evaluate the same raw detections again with class-wise NMS, and report the gap.
+    cfg.TEST.WITH_NMS = False
+    # Let MODEL.WEIGHTS, a .pkl file, hold more than arrays: reading it may run its author's code.
+    cfg.MODEL.WEIGHTS_MAY_RUN_CODE = False
+
+
+def _add_data_config(cfg: CN) -> None:
+    # Data of your own in COCO's format (README, "Your own data"). What is given takes the place of
+    # DATASETS.TRAIN and DATASETS.TEST, and sets the number of classes.
+    cfg.DATASETS.REGISTER = CN()
+    node = cfg.DATASETS.REGISTER
+    node.TRAIN, node.VAL = CN(), CN()
+    # File of annotations to train with. Relative paths start at the current folder.
+    node.TRAIN.ANNOTATIONS = ""
+    # Folder that the `file_name` of its images are relative to.
+    node.TRAIN.IMAGES = ""
+    # File of annotations to evaluate with, of the same categories.
+    node.VAL.ANNOTATIONS = ""
+    # Folder that the `file_name` of its images are relative to.
+    node.VAL.IMAGES = ""
+    # Names of the classes by ascending category id; [] is set to those of the file.
+    node.CLASSES = []
+
+    # Where an image or its annotations are broken: "stop" (name it), or "skip" it, and count.
+    cfg.DATALOADER.ON_ERROR = "stop"
+    # Larger images are errors: a small file can hold one that fills the memory. 0: no limit.
+    cfg.INPUT.MAX_PIXELS = 100_000_000
+
+
+def _add_ema_config(cfg: CN) -> None:
+    # Exponential moving average of the weights over the steps: what is evaluated and exported.
+    cfg.MODEL.EMA = CN()
+    cfg.MODEL.EMA.ENABLED = False
+    # Share of the average that a step keeps, in [0, 1): 0.9998 averages about 5,000 steps.
+    cfg.MODEL.EMA.DECAY = 0.9998
+    # The decay grows to DECAY over about this many steps, as DECAY (1 - exp(-steps / WARMUP)).
+    cfg.MODEL.EMA.WARMUP = 2000

@@ -1,0 +1,104 @@
+"""What a config has to say for a training: the values of single keys, and how they fit together."""
+
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode
+
+from ..engine.optimizer import OPTIMIZER_RULES
+from .rules import ConfigError, check_rules, each, first, numbers, one_of, whole
+
+_SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+_SAMPLERS = (
+    "TrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
+
+#: Rules for what an evaluation depends on, and a training as well.
+EVALUATION_RULES = {
+    "SEED": whole("(-inf, 4294967295]"),  # NumPy's
+    "DATALOADER.NUM_WORKERS": whole("[0, inf)"),
+    "DATALOADER.ON_ERROR": one_of("stop", "skip"),
+}
+#: Rules for what a training depends on besides.
+TRAINING_RULES = {
+    **OPTIMIZER_RULES,
+    "MODEL.EMA.DECAY": numbers("[0, 1)"),
+    "MODEL.EMA.WARMUP": whole("[0, inf)"),
+    "SOLVER.MAX_ITER": whole("[1, inf)"),
+    "SOLVER.IMS_PER_BATCH": whole("[1, inf)"),
+    "SOLVER.ACCUMULATE": whole("[1, inf)"),
+    "SOLVER.CHECKPOINT_PERIOD": whole("[1, inf)"),
+    "SOLVER.CHECKPOINT_KEEP": whole("[0, inf)"),
+    "SOLVER.LR_SCHEDULER_NAME": one_of(*_SCHEDULES),
+    "SOLVER.STEPS": each(whole("[1, inf)"), least=0),
+    "SOLVER.GAMMA": numbers("(0, 1]"),
+    "SOLVER.BASE_LR_END": numbers("[0, inf)"),
+    "SOLVER.WARMUP_FACTOR": numbers("[0, 1]"),
+    "SOLVER.WARMUP_ITERS": whole("[0, inf)"),
+    "SOLVER.WARMUP_METHOD": one_of("constant", "linear"),
+    "INPUT.MIN_SIZE_TRAIN": each(whole("[0, inf)")),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+    "INPUT.MAX_SIZE_TRAIN": whole("[1, inf)"),
+    "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
+    "INPUT.CROP.TYPE": one_of("relative", "relative_range", "absolute", "absolute_range"),
+    "INPUT.CROP.SIZE": each(numbers("(0, inf)"), least=2),
+    "DATALOADER.SAMPLER_TRAIN": one_of(*_SAMPLERS),
+    "DATALOADER.REPEAT_THRESHOLD": numbers("[0, inf)"),
+    "TEST.EVAL_PERIOD": whole("[0, inf)"),
+    "TEST.PRECISE_BN.NUM_ITER": whole("[1, inf)"),
+    "VIS_PERIOD": whole("[0, inf)"),
+}
+
+
+def check_training_config(cfg: CfgNode) -> None:
+    """Raise ``ConfigError`` for the first thing in a config that no training can be run with.
+
+    The message is one sentence that names the key, its value and what it must be.
+    """
+    check_rules(cfg, TRAINING_RULES)
+    problem = first(_contradictions(cfg))
+    if problem is not None:
+        raise ConfigError(problem)
+
+
+def _contradictions(cfg: CfgNode) -> Iterator[str]:
+    yield from _sizes(cfg.INPUT)
+    solver = cfg.SOLVER
+    if list(solver.STEPS) != sorted(set(solver.STEPS)):
+        yield f"SOLVER.STEPS is {tuple(solver.STEPS)}, but must ascend"
+    if solver.DETERMINISTIC and cfg.SEED < 0:
+        yield (
+            f"SOLVER.DETERMINISTIC is True, but SEED is {cfg.SEED}, which draws another seed every "
+            "time; set SEED to 0 or more"
+        )
+    if solver.CHECKPOINT_BEST and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
+        yield (
+            f"SOLVER.CHECKPOINT_BEST is {solver.CHECKPOINT_BEST!r}, but nothing is evaluated "
+            "during the training; set TEST.EVAL_PERIOD and DATASETS.TEST, or CHECKPOINT_BEST to ''"
+        )
+    if cfg.MODEL.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
+        yield (
+            "TEST.PRECISE_BN.ENABLED and MODEL.EMA.ENABLED are both True, but precise statistics "
+            "are those of the live weights, which are not evaluated then; set one of them False"
+        )
+    if solver.OPTIMIZER == "SGD" and solver.NESTEROV and not solver.MOMENTUM:
+        yield "SOLVER.NESTEROV is True, but SOLVER.MOMENTUM is 0; set it above 0"
+
+
+def _sizes(node: CfgNode) -> Iterator[str]:
+    low, high = max(node.MIN_SIZE_TRAIN), node.MAX_SIZE_TRAIN
+    if low > high:
+        yield f"INPUT.MAX_SIZE_TRAIN is {high}, but must be at least MIN_SIZE_TRAIN, {low}"
+    if node.MIN_SIZE_TRAIN_SAMPLING == "range" and len(node.MIN_SIZE_TRAIN) != 2:
+        yield (
+            f"INPUT.MIN_SIZE_TRAIN is {node.MIN_SIZE_TRAIN}, but with MIN_SIZE_TRAIN_SAMPLING "
+            "'range' must be the smallest and the largest size"
+        )
+    if node.CROP.ENABLED and node.CROP.TYPE.startswith("relative") and max(node.CROP.SIZE) > 1:
+        yield (
+            f"INPUT.CROP.SIZE is {node.CROP.SIZE}, but with CROP.TYPE {node.CROP.TYPE!r} must be "
+            "shares of the image, at most 1"
+        )

@@ -1,0 +1,1 @@
+"""Readers of annotations: COCO, CrowdHuman, own data."""

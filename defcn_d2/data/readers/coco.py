@@ -1,0 +1,182 @@
+"""Anybody's data in COCO's format, checked as a whole before anything is done with them.
+
+What stands in a file is told at once: the mistakes with which training cannot work, or would be
+silently wrong, as a ``DatasetError``; those with which it makes sense, as warnings.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.structures import BoxMode
+
+from ..synthetic.generation import DatasetError
+from .coco_checks import check_unit, find_missing, useful_boxes
+from .coco_entries import CocoImage, parse, read_boxes, read_categories, read_images
+from .findings import Findings
+
+
+@dataclass(frozen=True, eq=False)
+class CocoData:
+    """What a file in COCO's format holds, without what is left out.
+
+    The boxes, N in all, are in the order of their images: ``boxes`` (N, 4) are x, y, width and
+    height in pixels; ``areas`` (N,) those of the objects, for the evaluation by size; ``crowd``
+    (N,) bool; ``classes`` (N,) indices into the categories; ``image_indices`` (N,). ``sizes`` of
+    the images are width and height. ``warnings`` are sentences.
+    """
+
+    path: Path
+    image_root: Path
+    categories: dict[int, str]
+    images: list[CocoImage]
+    sizes: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+    areas: npt.NDArray[np.float64]
+    crowd: npt.NDArray[np.bool_]
+    classes: npt.NDArray[np.int64]
+    image_indices: npt.NDArray[np.int64]
+    warnings: list[str]
+
+    def records(self) -> list[dict[str, Any]]:
+        """In Detectron2's standard format, as its ``load_coco_json`` gives them, without masks."""
+        records: list[dict[str, Any]] = [
+            {
+                "file_name": os.path.join(self.image_root, image.file_name),
+                "height": height,
+                "width": width,
+                "image_id": image.id,
+                "annotations": [],
+            }
+            for image, (width, height) in zip(self.images, self.sizes.tolist(), strict=True)
+        ]
+        for box, crowd, label, image in zip(
+            self.boxes.tolist(),
+            self.crowd.tolist(),
+            self.classes.tolist(),
+            self.image_indices.tolist(),
+            strict=True,
+        ):
+            records[image]["annotations"].append(
+                {
+                    "iscrowd": int(crowd),
+                    "bbox": box,
+                    "category_id": label,
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                }
+            )
+        return records
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The content of a file for pycocotools, complete.
+
+        Annotations are numbered from 1: COCO's evaluation takes a match with number 0 for none.
+        """
+        category_ids, image_ids = list(self.categories), [image.id for image in self.images]
+        return {
+            "info": {},
+            "images": [
+                {"id": image.id, "file_name": image.file_name, "width": width, "height": height}
+                for image, (width, height) in zip(self.images, self.sizes.tolist(), strict=True)
+            ],
+            "categories": [{"id": id, "name": name} for id, name in self.categories.items()],
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": image_ids[image],
+                    "category_id": category_ids[label],
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": int(crowd),
+                }
+                for number, (image, label, box, area, crowd) in enumerate(
+                    zip(
+                        self.image_indices.tolist(),
+                        self.classes.tolist(),
+                        self.boxes.tolist(),
+                        self.areas.tolist(),
+                        self.crowd.tolist(),
+                        strict=True,
+                    ),
+                    start=1,
+                )
+            ],
+        }
+
+
+def read_coco(annotations: str | Path, image_root: str | Path) -> CocoData:
+    """Read and check a file in COCO's format; remembered for as long as the file stays the same.
+
+    Args:
+        annotations: the file.
+        image_root: the folder that its ``file_name`` are relative to. Images whose width and
+            height the file does not tell are read there.
+
+    Raises:
+        DatasetError: the file or images are missing, or a mistake makes training impossible or
+            silently wrong; the message has all of them, counted, with the first examples.
+    """
+    path = Path(annotations)
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
+    return _read(path, Path(image_root), (state.st_mtime_ns, state.st_size))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, image_root: Path, version: tuple[int, int]) -> CocoData:
+    content, findings = parse(path), Findings()
+    categories = read_categories(content["categories"], findings)
+    images = read_images(content["images"], findings)
+    entries = read_boxes(content["annotations"], images, categories, findings)
+    find_missing(images, image_root, findings)
+    fatal = findings.sentences(fatal=True)
+    if fatal:
+        raise DatasetError(f"{path}: {'. '.join(fatal)}")
+
+    places = {image.id: place for place, image in enumerate(images)}
+    entries.sort(key=lambda entry: places[entry.image_id])
+    indices = np.array([places[entry.image_id] for entry in entries], np.int64)
+    sizes = _sizes(path, image_root, images)
+    boxes = np.array([entry.box for entry in entries], np.float64).reshape(-1, 4)
+    check_unit(path, boxes, sizes[indices])
+    useful = useful_boxes(boxes, sizes[indices], entries, findings)
+    warnings = findings.sentences(fatal=False)
+    if not useful.any():
+        raise DatasetError(". ".join([f"{path} has no boxes that are of use", *warnings]))
+
+    areas = [entry.area or entry.box[2] * entry.box[3] for entry in entries]
+    classes = {category: label for label, category in enumerate(categories)}
+    return CocoData(
+        path,
+        image_root,
+        categories,
+        images,
+        sizes,
+        boxes[useful],
+        np.array(areas, np.float64)[useful],
+        np.array([entry.crowd for entry in entries], bool)[useful],
+        np.array([classes[entry.category_id] for entry in entries], np.int64)[useful],
+        indices[useful],
+        warnings,
+    )
+
+
+def _sizes(path: Path, image_root: Path, images: Sequence[CocoImage]) -> npt.NDArray[np.int64]:
+    """Widths and heights (number of images, 2), read from the images where ``path`` is silent."""
+    unknown = [image.file_name for image in images if image.size is None]
+    found = {}
+    if unknown:
+        from .image_sizes import image_sizes
+
+        found = image_sizes(image_root, unknown, path)
+    sizes = [image.size or found[image.file_name] for image in images]
+    return np.array(sizes, np.int64).reshape(-1, 2)

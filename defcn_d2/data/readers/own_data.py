@@ -1,0 +1,183 @@
+"""Data sets that a config names by their files: ``DATASETS.REGISTER``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import log_first_n
+
+from ..synthetic.generation import DatasetError
+from .coco import CocoData, read_coco
+
+# The keys below DATASETS.REGISTER, and those of Detectron2 whose value they give.
+SPLITS = {"TRAIN": "TRAIN", "VAL": "TEST"}
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A file in COCO's format and the folder of its images, as absolute paths.
+
+    ``classes`` are the names that it must have, in the order of its category ids.
+    """
+
+    annotations: str
+    image_root: str
+    classes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The same for the same files, so that several sets can be registered in a process."""
+        files = zlib.crc32(f"{self.annotations}\n{self.image_root}".encode())
+        return f"{Path(self.annotations).stem}-{files:08x}"
+
+    def read(self) -> CocoData:
+        """The checked content; ``DatasetError`` where it is of no use."""
+        data = read_coco(self.annotations, self.image_root)
+        names = tuple(data.categories.values())
+        if names != self.classes:
+            raise DatasetError(
+                f"{self.annotations} has the {len(names)} classes {_list(names)}, but "
+                f"DATASETS.REGISTER.CLASSES has {len(self.classes)}: {_list(self.classes)}. Give a "
+                'file of the same classes; or set CLASSES "[]", which takes those of the file '
+                "and needs a model that is trained with them"
+            )
+        return data
+
+    def load(self) -> list[dict[str, Any]]:
+        """The records in Detectron2's standard format; what is odd about them is logged, once."""
+        data = self.read()
+        for warning in data.warnings:
+            log_first_n(logging.WARNING, f"{data.path}: {warning}", key="message")
+        MetadataCatalog.get(self.name).thing_dataset_id_to_contiguous_id = {
+            category: label for label, category in enumerate(data.categories)
+        }
+        return data.records()
+
+
+_registered: dict[str, OwnData] = {}
+
+
+def own_data(name: str) -> OwnData | None:
+    """What ``register_datasets`` has registered under this name; None for any other data set."""
+    return _registered.get(name)
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register what ``DATASETS.REGISTER`` names; nothing happens where it names nothing.
+
+    ``cfg`` is changed in place: ``DATASETS.TRAIN`` and ``DATASETS.TEST`` become these data sets
+    (none, where only the other is given), its numbers of classes and ``DATASETS.REGISTER.CLASSES``
+    those of the file, and the paths absolute. A config that has been through this, such as the
+    config.yaml of a training, gives the same again, without reading a file.
+
+    Raises:
+        DatasetError: a half of a pair is missing, or the classes are to be read from a file in
+            which the check of ``read_coco`` has found a fatal mistake.
+    """
+    node = cfg.DATASETS.REGISTER
+    given = [split for split in SPLITS if _complete(node[split], split)]
+    if not given:
+        return
+    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
+        raise DatasetError(
+            "DATASETS.REGISTER is for boxes alone, but MODEL.MASK_ON or MODEL.KEYPOINT_ON is True; "
+            "set them False"
+        )
+    if not node.CLASSES:
+        node.CLASSES = list(_read(cfg, given[0]).categories.values())
+    for group in (cfg.MODEL.DEFCN, cfg.MODEL.RETINANET, cfg.MODEL.ROI_HEADS):
+        group.NUM_CLASSES = len(node.CLASSES)
+    for split, key in SPLITS.items():
+        cfg.DATASETS[key] = (_register(_own_data(cfg, split)),) if split in given else ()
+
+
+def check_datasets(cfg: CfgNode, splits: Iterable[str]) -> None:
+    """Read the data sets of ``DATASETS.REGISTER``, and tell what is wrong.
+
+    Args:
+        cfg: after ``register_datasets``.
+        splits: "TRAIN", "VAL"; what is not given is passed over.
+
+    Raises:
+        DatasetError: see ``read_coco``; or their categories differ.
+    """
+    node = cfg.DATASETS.REGISTER
+    given = [split for split in splits if node[split].ANNOTATIONS]
+    data = {split: _read(cfg, split) for split in given}
+    if len(data) == 2:
+        _check_same_categories(data["TRAIN"], data["VAL"])
+    for split in given:
+        _own_data(cfg, split).read()
+
+
+def _complete(pair: CfgNode, split: str) -> bool:
+    """Whether the two files of a split are given; makes their paths absolute."""
+    where = f"DATASETS.REGISTER.{split}"
+    for one, other in (("ANNOTATIONS", "IMAGES"), ("IMAGES", "ANNOTATIONS")):
+        if pair[one] and not pair[other]:
+            raise DatasetError(f"{where}.{one} is {pair[one]!r}: give {where}.{other}, too")
+        if pair[one]:
+            pair[one] = os.path.abspath(os.path.expanduser(pair[one]))
+    return bool(pair.ANNOTATIONS)
+
+
+def _own_data(cfg: CfgNode, split: str) -> OwnData:
+    node = cfg.DATASETS.REGISTER
+    return OwnData(node[split].ANNOTATIONS, node[split].IMAGES, tuple(node.CLASSES))
+
+
+def _read(cfg: CfgNode, split: str) -> CocoData:
+    pair = cfg.DATASETS.REGISTER[split]
+    try:
+        return read_coco(pair.ANNOTATIONS, pair.IMAGES)
+    except DatasetError as error:
+        raise DatasetError(f"DATASETS.REGISTER.{split}: {error}") from error
+
+
+def _register(data: OwnData) -> str:
+    """Register a data set, once, and return its name."""
+    if _registered.get(data.name) == data:
+        return data.name
+    if data.name in _registered:  # with other classes: the file has changed since
+        DatasetCatalog.remove(data.name)
+        MetadataCatalog.remove(data.name)
+    DatasetCatalog.register(data.name, data.load)
+    MetadataCatalog.get(data.name).set(
+        json_file=data.annotations,
+        image_root=data.image_root,
+        thing_classes=list(data.classes),
+        evaluator_type="coco",
+    )
+    _registered[data.name] = data
+    return data.name
+
+
+def _check_same_categories(train: CocoData, val: CocoData) -> None:
+    """A category with another id would be another class to the model, or another name."""
+    ids = [id for data in (train, val) for id in data.categories]
+    ids = [id for id in dict.fromkeys(ids) if train.categories.get(id) != val.categories.get(id)]
+    if ids:
+        differences = [
+            f"id {id} is {_name(train, id)} and {_name(val, id)}" for id in sorted(ids)[:3]
+        ]
+        more = ", ..." if len(ids) > len(differences) else ""
+        raise DatasetError(
+            f"DATASETS.REGISTER: the categories of {train.path} and {val.path} differ, "
+            f"{', '.join(differences)}{more}; give both files the same categories"
+        )
+
+
+def _name(data: CocoData, category: int) -> str:
+    return repr(data.categories[category]) if category in data.categories else "absent"
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")

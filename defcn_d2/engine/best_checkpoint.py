@@ -1,0 +1,73 @@
+"""The best checkpoint of a run, by a metric of its evaluations."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.evaluation.testing import flatten_results_dict
+
+from ..utils.errors import UserError, nearest
+from ..weights.checkpointer import replacing
+from ..weights.run_checkpointer import Checkpointer
+
+logger = logging.getLogger(__name__)
+
+
+class BestCheckpoint:
+    """Keeps model_best.pth, and beside it best_checkpoint, a JSON file that says why it is.
+
+    What an earlier part of the run has found counts.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, metric: str):
+        """
+        Args:
+            metric: a key of the metrics, such as "bbox/AP"; with a minus before it the lowest is
+                the best.
+        """
+        self.checkpointer = checkpointer
+        self.metric = metric.removeprefix("-")
+        self.sign = -1 if metric.startswith("-") else 1
+        self.note = os.path.join(checkpointer.save_dir, "best_checkpoint")
+        self.best: float | None = None
+
+    def go_on(self) -> None:
+        """Take up what the earlier part of a resumed run has found."""
+        if not os.path.isfile(self.note):
+            return
+        try:
+            with open(self.note, encoding="utf-8") as file:
+                content = json.load(file)
+            if content["metric"] == self.metric:
+                self.best = float(content["value"])
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s is damaged: the next evaluation is the best so far", self.note)
+
+    def consider(self, results: Mapping[str, Any], iteration: int) -> None:
+        """Save the model if no evaluation was better.
+
+        Args:
+            results: of an evaluation; empty in all processes but the main one.
+            iteration: that the model has finished.
+
+        Raises:
+            UserError: the evaluation has no such metric.
+        """
+        metrics = flatten_results_dict(results)
+        if not metrics:
+            return
+        if self.metric not in metrics:
+            near = nearest(self.metric, metrics)
+            raise UserError(f"SOLVER.CHECKPOINT_BEST: there is no metric {self.metric!r}; {near}")
+        value = float(metrics[self.metric])
+        if math.isnan(value) or self.best is not None and self.sign * (value - self.best) <= 0:
+            return
+        self.best = value
+        self.checkpointer.save("model_best", tag=False, iteration=iteration)
+        found = {"metric": self.metric, "value": value, "iteration": iteration}
+        with replacing(self.note) as file:
+            file.write(json.dumps(found).encode())
+        logger.info("The best so far, model_best.pth: %s %.4g", self.metric, value)

@@ -1,0 +1,1 @@
+"""Several processes: launching, signals, scaling by their number."""

@@ -1,0 +1,204 @@
+"""The command line of ``tools/export.py``."""
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from ..config.load import load_config
+from ..data.synthetic.storage import write_atomically
+from ..demo.inputs import find_images
+from ..engine import Trainer
+from ..engine.cpu import use_cpu
+from ..engine.predictor import read_rgb
+from ..modeling.meta_arch import DeFCN
+from ..utils.errors import UserError, reported
+from ..weights.run_checkpointer import load_weights
+from .artifacts import FORMATS, Outputs, require_onnx
+from .benchmark import latency
+from .comparison import Difference
+from .description import describe
+from .detector import DeployedDetector
+from .verification import drawn_images, make_batches, tolerance_of, verify_artifact, verify_deployed
+
+MAX_TOPK = 3840
+"""The most that TensorRT's top-k gives."""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Export a trained detector, verified on images: see docs/export.md."
+    )
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="the one that was trained"
+    )
+    parser.add_argument("--format", required=True, choices=list(FORMATS))
+    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--fp16", action="store_true", help="compute in float16")
+    parser.add_argument(
+        "--topk",
+        type=int,
+        metavar="K",
+        help="detections an image; default: TEST.DETECTIONS_PER_IMAGE, "
+        "with NMS MODEL.DEFCN.TOPK_CANDIDATES_TEST",
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="stretch images to this size inside the graph; boxes stay in pixels of the input",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="FILES",
+        help="a folder, a pattern or an image to verify with; default: images that are drawn",
+    )
+    parser.add_argument(
+        "--benchmark", action="store_true", help="print the latency of the export and of PyTorch"
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes of the config"
+    )
+    return parser.parse_args(arguments)
+
+
+@reported
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Export, verify, write.
+
+    Args:
+        arguments: without the program's name; None for those of this process.
+
+    Returns:
+        the exit status: 1 after a mistake or where the export does not give what the model gives.
+    """
+    args = parse_arguments(arguments)
+    cfg = setup(args)
+    images = read_images(args.images, cfg.INPUT.MAX_PIXELS)
+    model = load_model(cfg)
+    topk = args.topk or default_topk(cfg)
+    resize = tuple(args.resize) if args.resize else None
+    batches = make_batches(
+        images, cfg.INPUT.MIN_SIZE_TEST or 800, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT
+    )
+    reference = DeployedDetector(model, topk, resize)
+    _report("PyTorch, DeFCN.forward", verify_deployed(model, reference, batches))
+    detector = DeployedDetector(model, topk, resize, half=True) if args.fp16 else reference
+    artifact = FORMATS[args.format](detector, describe(cfg, detector))
+    difference = verify_artifact(artifact, reference, batches, tolerance_of(args.fp16))
+    _report(f"{args.format}, PyTorch", difference)
+    try:
+        write_atomically(args.output, artifact.content)
+    except OSError as error:
+        raise _unwritable(args.output, error) from error
+    print(f"{args.output}: {len(artifact.content) / 1e6:.1f} MB, {_listed(artifact.operators)}")
+    if args.benchmark:
+        _print_latencies(artifact.run, reference, batches[0], args.format)
+    if cfg.MODEL.DEFCN.NMS_TYPE != "none":
+        print(
+            f"NMS remains to be done: MODEL.DEFCN.NMS_TYPE is {cfg.MODEL.DEFCN.NMS_TYPE!r}, and "
+            f"the outputs are the {topk} best candidates of an image, with duplicates; drop them "
+            f"class by class above an IoU of {cfg.MODEL.DEFCN.NMS_THRESH_TEST}"
+        )
+    return 0
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config, for the CPU; what is wrong with the arguments is told before any work."""
+    cfg = load_config(args.config_file, args.opts)
+    if cfg.MODEL.META_ARCHITECTURE != "DeFCN":
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: only DeFCN is exported"
+        )
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: give a trained model, MODEL.WEIGHTS FILE")
+    if args.topk is not None and not 1 <= args.topk <= MAX_TOPK:
+        raise UserError(f"--topk is {args.topk}: give 1 to {MAX_TOPK}")
+    if args.resize and min(args.resize) < 1:
+        raise UserError(f"--resize is {args.resize[0]} {args.resize[1]}: give pixels, as 800 1088")
+    if args.format == "onnx":
+        require_onnx()
+    args.output = check_output(args.output)
+    return use_cpu(cfg)
+
+
+def check_output(output: str) -> Path:
+    """The file to write; its folder is made.
+
+    Raises:
+        UserError: it is a folder, or cannot be written.
+    """
+    path = Path(output).expanduser()
+    if path.is_dir():
+        raise UserError(f"--output {output!r} is a folder: give a file, as {output}/model.onnx")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output: the folder {str(path.parent)!r} is not writable; give another")
+    return path
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"--output {str(path)!r} cannot be written ({error.strerror}); give another")
+
+
+def read_images(name: str | None, max_pixels: int = 0) -> list[np.ndarray]:
+    """The first few images (H, W, 3) uint8, BGR, that the argument names; drawn ones of none."""
+    if name is None:
+        return drawn_images()
+    try:
+        paths = find_images([name])[:6]
+    except UserError as error:
+        raise UserError(str(error).replace("--input", "--images")) from error
+    images = []
+    for path in paths:
+        try:
+            images.append(np.ascontiguousarray(read_rgb(path, max_pixels)[:, :, ::-1]))
+        except UserError as error:
+            raise UserError(f"--images: {error}; leave it out") from error
+    return images
+
+
+def load_model(cfg: CfgNode) -> DeFCN:
+    """The trained model, for inference."""
+    model = Trainer.build_model(cfg).eval()
+    assert isinstance(model, DeFCN)
+    load_weights(cfg, model)
+    return model
+
+
+def default_topk(cfg: CfgNode) -> int:
+    """As many as the model gives; where NMS will choose among them, as many as it chooses from."""
+    if cfg.MODEL.DEFCN.NMS_TYPE == "none":
+        return min(cfg.TEST.DETECTIONS_PER_IMAGE, MAX_TOPK)
+    return min(cfg.MODEL.DEFCN.TOPK_CANDIDATES_TEST, MAX_TOPK)
+
+
+def _report(names: str, difference: Difference) -> None:
+    print(
+        f"{names}: {difference.compared} detections compared, largest differences "
+        f"{difference.scores:.1e} in score, {difference.boxes:.1e} pixels in boxes"
+    )
+
+
+def _listed(operators: Counter[str]) -> str:
+    kinds = ", ".join(f"{name} {number}" for name, number in operators.most_common())
+    return f"{sum(operators.values())} operators ({kinds})"
+
+
+def _print_latencies(
+    exported: Callable[[Tensor], Outputs], reference: DeployedDetector, batch: Tensor, name: str
+) -> None:
+    shape = " x ".join(map(str, batch.shape))
+    print(f"latency for images {shape}, {torch.get_num_threads()} threads (median, ms)")
+    for label, run_one in (("PyTorch", reference), (name, exported)):
+        print(f"  {label:12} {latency(run_one, batch):8.1f}")

@@ -1,0 +1,1 @@
+"""The detector: backbone, neck, head, matchers, criteria and losses."""

@@ -1,0 +1,5 @@
+"""Backbones in Detectron2's registry."""
+
+from .build import build_defcn_narrow_fpn_backbone, build_defcn_resnet_fpn_backbone
+
+__all__ = ["build_defcn_narrow_fpn_backbone", "build_defcn_resnet_fpn_backbone"]

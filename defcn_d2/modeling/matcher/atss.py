@@ -1,0 +1,52 @@
+"""The one-to-many assignment of ATSS (arXiv 1912.02424, section 3.2)."""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Instances
+
+from ...structures import Assignment, Predictions, Priors
+from ..box_ops import pairwise_iou
+from . import functional as F
+from .costs import nearness
+from .registry import MATCHER_REGISTRY
+
+
+@MATCHER_REGISTRY.register()
+class ATSS:
+    """The locations near a box's centre whose anchor overlaps it more than most of them.
+
+    Candidates are the k nearest locations of each level; foreground are those inside the box
+    whose anchor has an IoU of at least the candidates' mean + standard deviation. A location that
+    several want goes to the one of higher IoU. The quality is the centerness.
+    """
+
+    @configurable
+    def __init__(self, *, topk: int = 9, anchor_scale: float = 8.0):
+        """
+        Args:
+            topk: candidates per level.
+            anchor_scale: side of the square anchor at each location, in strides.
+        """
+        if topk < 1:
+            raise ValueError(f"MATCHER.TOPK {topk} is too small; take 1 or more")
+        if anchor_scale <= 0:
+            raise ValueError(
+                f"MATCHER.ANCHOR_SCALE {anchor_scale} is no size; take more than 0 strides"
+            )
+        self.topk = topk
+        self.anchor_scale = anchor_scale
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {"topk": cfg.TOPK, "anchor_scale": cfg.ANCHOR_SCALE}
+
+    def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
+        gt_boxes = gt.gt_boxes.tensor
+        reach = priors.strides[:, None] * self.anchor_scale / 2
+        anchors = torch.cat([priors.centers - reach, priors.centers + reach], dim=1)
+        iou = pairwise_iou(gt_boxes, anchors)
+        candidates = F.topk_per_level(nearness(priors, gt_boxes), self.topk, priors.level_sizes)
+        foreground = candidates & F.above_mean_std(iou, candidates)
+        foreground &= F.inside_box(priors, gt_boxes)
+        gt_idxs = F.best_gt(iou, foreground)
+        return Assignment(gt_idxs, quality=F.centerness(priors, gt_boxes, gt_idxs))

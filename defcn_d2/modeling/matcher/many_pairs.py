@@ -1,0 +1,81 @@
+"""Pairs with their scores; where boxes hold too many locations to list them, those that matter."""
+
+from collections.abc import Callable
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+
+from ...structures import Priors
+from .functional import inside_center
+from .pairs import Pairs, TooManyPairs, center_pairs
+
+# Scores of so many pairs are made at a time.
+CHUNK = 2**24
+
+
+def scored_pairs(
+    priors: Priors,
+    gt_instances: list[Instances],
+    radius: float,
+    score_pairs: Callable[[Pairs], Tensor],
+    score_all: Callable[[int, Instances], Tensor],
+) -> tuple[Pairs, Tensor]:
+    """The pairs of ``center_pairs``, and their scores.
+
+    A thousand boxes as large as the image hold 20 million locations and more. Of each ground truth
+    only the M best are needed, M being the ground truths of its image: whatever the others take,
+    one of those is left. ``hungarian_pairs`` and ``argmax_pairs`` find the same optimum in them.
+
+    Args:
+        gt_instances, radius: as of ``center_pairs``.
+        score_pairs: the (P,) scores of pairs.
+        score_all: the same as a matrix (m, R), for the index of an image and m of its ground
+            truths.
+    """
+    try:
+        pairs = center_pairs(priors, gt_instances, radius)
+    except TooManyPairs:
+        return best_pairs(priors, gt_instances, radius, score_all)
+    return pairs, score_pairs(pairs)
+
+
+def best_pairs(
+    priors: Priors,
+    gt_instances: list[Instances],
+    radius: float,
+    score_all: Callable[[int, Instances], Tensor],
+) -> tuple[Pairs, Tensor]:
+    """Of each ground truth the M allowed pairs of the highest finite scores, as ``scored_pairs``.
+
+    Which of several equal scores come last among them is not defined.
+    """
+    rows = max(CHUNK // len(priors), 1)
+    gt_idxs, images, locations, scores = [], [], [], []
+    first = 0
+    for image, gt in enumerate(gt_instances):
+        for start in range(0, len(gt), rows):
+            some = gt[start : start + rows]
+            score = score_all(image, some)
+            allowed = inside_center(priors, some.gt_boxes.tensor, radius) & score.isfinite()
+            score = score.masked_fill(~allowed, -torch.inf)
+            best = score.topk(min(len(gt), len(priors)), dim=1).indices.sort(dim=1).values
+            score = score.gather(1, best)
+            some_idxs, columns = (score > -torch.inf).nonzero(as_tuple=True)
+            gt_idxs.append(some_idxs + first + start)
+            images.append(torch.full_like(some_idxs, image))
+            locations.append(best[some_idxs, columns])
+            scores.append(score[some_idxs, columns])
+        first += len(gt)
+    of_batch = torch.cat(gt_idxs)
+    pairs = Pairs(
+        gt_idxs=of_batch,
+        images=torch.cat(images),
+        locations=torch.cat(locations),
+        allowed=torch.ones_like(of_batch, dtype=torch.bool),
+        gt_boxes=torch.cat([gt.gt_boxes.tensor for gt in gt_instances])[of_batch],
+        gt_classes=torch.cat([gt.gt_classes for gt in gt_instances])[of_batch],
+        num_gts=[len(gt) for gt in gt_instances],
+        num_locations=len(priors),
+    )
+    return pairs, torch.cat(scores)

@@ -1,0 +1,60 @@
+"""Minimum-cost assignment, OneNet (arXiv 2012.05780, section 3.2)."""
+
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Instances
+
+from ...structures import Assignment, Predictions, Priors
+from ..box_ops import pairwise_giou
+from . import functional as F
+from .costs import class_probability, focal_difference_cost, l1_cost
+from .registry import MATCHER_REGISTRY
+
+
+@MATCHER_REGISTRY.register()
+class OneNet:
+    """Every ground truth its location of lowest cost, anywhere in the image.
+
+    The cost adds up class, distance of the coordinates and GIoU. A location that several want
+    goes to the one of lower cost; the others stay unmatched.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        cls_weight: float = 2.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ):
+        """
+        Args:
+            cls_weight, l1_weight, giou_weight: factors in the cost.
+            focal_alpha, focal_gamma: of the class cost.
+        """
+        self.cls_weight = cls_weight
+        self.l1_weight = l1_weight
+        self.giou_weight = giou_weight
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "cls_weight": cfg.COST_CLS,
+            "l1_weight": cfg.COST_L1,
+            "giou_weight": cfg.COST_GIOU,
+            "focal_alpha": cfg.FOCAL_ALPHA,
+            "focal_gamma": cfg.FOCAL_GAMMA,
+        }
+
+    def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
+        gt_boxes, boxes = gt.gt_boxes.tensor, predictions.boxes.float()
+        probability = class_probability(predictions, gt.gt_classes, fused=True)
+        cost = (
+            self.cls_weight * focal_difference_cost(probability, self.focal_alpha, self.focal_gamma)
+            + self.l1_weight * l1_cost(gt_boxes, boxes, gt.image_size)
+            - self.giou_weight * pairwise_giou(gt_boxes, boxes)
+        )
+        return Assignment(F.best_gt(-cost, F.topk(-cost, k=1)))

@@ -1,0 +1,177 @@
+"""The command line of ``tools/visualize.py``."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+
+from ..config.load import load_config
+from ..engine.cpu import use_cpu
+from ..utils.errors import UserError, reported
+from .assignment import DEFAULT, draw_assignment
+from .curves import draw_curves, load_runs
+from .duplicate_pairs import duplicate_pictures
+from .example import Example, load_example
+from .judged import BACKGROUND, DUPLICATE, load_judged, suppressed
+from .mistakes import contact_sheet, errors_page, false_positives, missed_objects
+from .page import Picture, array_png, figure_png, pictures_page, save
+from .scores import draw_object_scores, draw_scores
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Draw pictures that explain a detector.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/visualize"),
+        metavar="FOLDER",
+        help="%(default)s",
+    )
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument(
+        "--config-file", required=True, metavar="FILE", help="a run's, or a short name"
+    )
+    model.add_argument("--weights", required=True, metavar="FILE", help="the trained model")
+    model.add_argument("--dataset", default="", metavar="NAME", help="the config's DATASETS.TEST")
+    model.add_argument(
+        "--image", default="0", help="its place in the data set, from 0, or its file name"
+    )
+    model.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, at the end"
+    )
+    evaluation = argparse.ArgumentParser(add_help=False)
+    evaluation.add_argument("--dataset", required=True, metavar="NAME", help="as evaluated")
+    evaluation.add_argument(
+        "--results",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="detections in COCO's results format, such as a run's coco_instances_results.json",
+    )
+
+    def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common, *parents])
+
+    command = add("assignment", "which locations each matcher makes positive", model)
+    command.add_argument("--matchers", nargs="+", default=list(DEFAULT), metavar="NAME")
+    command = add("scores", "score maps by level before and after 3D Max Filtering", model)
+    command.add_argument("--object", type=int, metavar="N", help="its number; else the largest")
+    command = add("duplicates", "duplicates, without and with NMS", evaluation)
+    command.add_argument("--score", type=float, default=0.3, help="least score drawn, %(default)s")
+    command.add_argument("--nms", type=float, default=0.6, help="IoU of the NMS, %(default)s")
+    command.add_argument("--images", type=int, default=3, help="images drawn, %(default)s")
+    command = add("errors", "confident false positives and missed objects", evaluation)
+    command.add_argument("--count", type=int, default=60, help="of each, %(default)s")
+    command = add("curves", "metrics of one or several runs")
+    command.add_argument("runs", nargs="+", type=Path, help="folders, or metrics.json files")
+    return parser.parse_args(arguments)
+
+
+@reported
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Draw; a PNG and a page of the command's name appear in ``--output``.
+
+    Args:
+        arguments: without the program's name; None for those of this process.
+
+    Returns:
+        the exit status: 0, or 1 after a mistake, told in a sentence.
+    """
+    args = parse_arguments(arguments)
+    _COMMANDS[args.command](args)
+    return 0
+
+
+def _assignment(args: argparse.Namespace) -> None:
+    cfg, example = _load(args)
+    figure = draw_assignment(cfg, example, args.matchers)
+    note = (
+        "A dot is a location that learns an object, in the colour of the object's class; the "
+        "larger, the better the model's own prediction there suits the object. The grid is the "
+        "level's, where it is coarse enough to be seen."
+    )
+    title = f"{', '.join(args.matchers)} on {example.name}"
+    _save(args, "Assignment", [Picture(title, note, figure_png(figure))])
+
+
+def _scores(args: argparse.Namespace) -> None:
+    _, example = _load(args)
+    maps = Picture(
+        f"Score maps of {example.name}",
+        "Every cell is a location. A good end-to-end detector leaves one high score an object.",
+        figure_png(draw_scores(example)),
+    )
+    one = Picture(
+        "The highest scores in the box of one object",
+        "Without NMS each location with a high score is a detection: all but one are duplicates.",
+        figure_png(draw_object_scores(example, args.object)),
+    )
+    _save(args, "Scores before and after 3D Max Filtering", [maps, one])
+
+
+def _duplicates(args: argparse.Namespace) -> None:
+    for name, value in (("--score", args.score), ("--nms", args.nms)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} is {value}: give 0 to 1")
+    _check_count("--images", args.images, 0)
+    judged, classes = load_judged(args.dataset, args.results)
+    pictures = duplicate_pictures(
+        judged, suppressed(judged, args.nms), classes, args.score, args.nms, args.images
+    )
+    _save(args, f"Duplicates on {args.dataset}", pictures)
+
+
+def _errors(args: argparse.Namespace) -> None:
+    _check_count("--count", args.count, 1)
+    judged, classes = load_judged(args.dataset, args.results)
+    false = false_positives(judged, classes, args.count)
+    missed = missed_objects(judged, classes, args.count)
+    kinds = np.concatenate([one.kinds for one in judged])
+    totals = (
+        int(np.isin(kinds, (BACKGROUND, DUPLICATE)).sum()),
+        sum(int((~one.gt_found & ~one.gt_crowd).sum()) for one in judged),
+    )
+    title = f"Errors on {args.dataset}"
+    files = {"errors.html": errors_page(title, false, missed, totals).encode()}
+    save(args.output, {**files, "errors.png": array_png(contact_sheet(false, missed))})
+
+
+def _curves(args: argparse.Namespace) -> None:
+    runs = load_runs(args.runs)
+    picture = Picture(", ".join(runs), "From metrics.json.", figure_png(draw_curves(runs)))
+    _save(args, "Curves", [picture])
+
+
+_COMMANDS = {
+    "assignment": _assignment,
+    "scores": _scores,
+    "duplicates": _duplicates,
+    "errors": _errors,
+    "curves": _curves,
+}
+
+
+def _load(args: argparse.Namespace) -> tuple[CfgNode, Example]:
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
+    if not torch.cuda.is_available():
+        cfg = use_cpu(cfg)
+    return cfg, load_example(cfg, args.dataset, args.image)
+
+
+def _check_count(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{option} is {value}: give {least} or more")
+
+
+def _save(args: argparse.Namespace, title: str, pictures: Sequence[Picture]) -> None:
+    """The page, and a PNG a picture: the first by the command's name, the others numbered."""
+    name = args.command
+    files = {f"{name}.html": pictures_page(title, "", pictures).encode("utf-8", "backslashreplace")}
+    for number, picture in enumerate(pictures, start=1):
+        files[f"{name}.png" if number == 1 else f"{name}_{number}.png"] = picture.content
+    save(args.output, files)

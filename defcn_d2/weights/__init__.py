@@ -1,0 +1,1 @@
+"""Files of weights: safe reading, the release's names, checkpoints."""

@@ -1,0 +1,376 @@
+"""Values and combinations of values that are refused before anything is built or loaded."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from helpers import ROOT, make_cfg, tiny_cfg
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
+
+from defcn_d2.config.load import load_config
+from defcn_d2.config.model_rules import MODEL_RULES, check_model_config
+from defcn_d2.config.rules import ConfigError, check_rules, each, numbers, one_of, optional, whole
+from defcn_d2.config.training_rules import EVALUATION_RULES, TRAINING_RULES, check_training_config
+from defcn_d2.engine.preflight import check
+from defcn_d2.modeling.backbone.build import build_defcn_narrow_fpn_backbone
+from defcn_d2.utils.errors import UserError
+
+DEFCN = "MODEL.DEFCN."
+MATCHER = DEFCN + "MATCHER."
+AUX = DEFCN + "AUX.MATCHER."
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+# Of each key with a rule of its own: values that break it.
+BAD_VALUES = {
+    DEFCN + "NUM_CLASSES": [0, -1],
+    DEFCN + "PRIORS": ["point", ""],
+    DEFCN + "NUM_CONVS": [-1],
+    DEFCN + "NORM": ["gn", "GM"],
+    DEFCN + "PRIOR_PROB": [0.0, 1.0, math.nan],
+    DEFCN + "QUALITY_BRANCH": ["filtr"],
+    DEFCN + "MAX_FILTERING.TAU": [1, -2],
+    DEFCN + "MAX_FILTERING.KERNEL_SIZE": [2, 0, -1],
+    DEFCN + "MAX_FILTERING.NORM": ["LM"],
+    DEFCN + "LOSS.FOCAL_ALPHA": [-0.1, 1.1, math.nan],
+    DEFCN + "LOSS.FOCAL_GAMMA": [-1.0, math.inf],
+    DEFCN + "LOSS.CLS_WEIGHT": [0.0, -1.0, math.inf],
+    DEFCN + "LOSS.REG_WEIGHT": [-1.0, math.nan],
+    DEFCN + "LOSS.L1_WEIGHT": [-1.0, math.inf],
+    DEFCN + "LOSS.NORMALIZER": ["gt"],
+    DEFCN + "AUX.WEIGHT": [0.0, -1.0],
+    DEFCN + "SCORE_THRESH_TEST": [-0.1, 1.1],
+    DEFCN + "TOPK_CANDIDATES_TEST": [0],
+    DEFCN + "NMS_TYPE": ["classwise"],
+    DEFCN + "NMS_THRESH_TEST": [-0.1, 1.1],
+    **{
+        node + key: values
+        for node in (MATCHER, AUX)
+        for key, values in {
+            "ALPHA": [-0.1, 1.1, math.nan],
+            "RADIUS": [-1.0, math.nan, math.inf],
+            "SOLVER": ["hungary"],
+            "TOPK": [0],
+            "SIZE_RANGES": [[], [[1]], [[5, 1]], [[0, math.nan]], [["0", "1"]], [7]],
+            "ANCHOR_SCALE": [0.0],
+            "COST_CLS": [-1.0],
+            "COST_L1": [-1.0],
+            "COST_GIOU": [-1.0],
+            "FOCAL_ALPHA": [1.5],
+            "FOCAL_GAMMA": [-2.0],
+        }.items()
+    },
+    "MODEL.DEVICE": ["gpu", "cuda:x"],
+    "MODEL.PIXEL_MEAN": [[], ["a"], [math.nan]],
+    "MODEL.PIXEL_STD": [[], [0.0, 1.0, 1.0], [-1.0]],
+    "MODEL.FPN.OUT_CHANNELS": [0],
+    "MODEL.FPN.NORM": ["bn"],
+    "MODEL.FPN.FUSE_TYPE": ["mean"],
+    "MODEL.RESNETS.NORM": ["B"],
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": [0],
+    "MODEL.BACKBONE.FREEZE_AT": [-1],
+    "MODEL.EMA.DECAY": [1.0, -0.1],
+    "MODEL.EMA.WARMUP": [-1],
+    "INPUT.MIN_SIZE_TEST": [-1],
+    "INPUT.MAX_SIZE_TEST": [0],
+    "INPUT.MAX_PIXELS": [-1],
+    "TEST.DETECTIONS_PER_IMAGE": [0, -1],
+    "SEED": [2**32],
+    "DATALOADER.NUM_WORKERS": [-1],
+    "DATALOADER.ON_ERROR": ["skipp", ""],
+    "SOLVER.OPTIMIZER": ["adamw"],
+    "SOLVER.BASE_LR": [0.0, -1.0, math.nan, math.inf],
+    "SOLVER.MOMENTUM": [1.0, -0.1],
+    "SOLVER.WEIGHT_DECAY": [-1.0],
+    "SOLVER.WEIGHT_DECAY_NORM": [-1.0],
+    "SOLVER.WEIGHT_DECAY_BIAS": [-1.0],
+    "SOLVER.BIAS_LR_FACTOR": [-1.0],
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ["all"],
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": [0.0],
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": [0.0, math.nan],
+    "SOLVER.MAX_ITER": [0],
+    "SOLVER.IMS_PER_BATCH": [0],
+    "SOLVER.ACCUMULATE": [0],
+    "SOLVER.CHECKPOINT_PERIOD": [0],
+    "SOLVER.CHECKPOINT_KEEP": [-1],
+    "SOLVER.LR_SCHEDULER_NAME": ["Cosine"],
+    "SOLVER.STEPS": [(0,), ("a",), (2.5,)],
+    "SOLVER.GAMMA": [0.0, 1.1, math.nan],
+    "SOLVER.BASE_LR_END": [-1.0],
+    "SOLVER.WARMUP_FACTOR": [-0.1, 1.1],
+    "SOLVER.WARMUP_ITERS": [-1],
+    "SOLVER.WARMUP_METHOD": ["linea"],
+    "INPUT.MIN_SIZE_TRAIN": [(), (-1,), ("a",)],
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ["choices"],
+    "INPUT.MAX_SIZE_TRAIN": [0],
+    "INPUT.RANDOM_FLIP": ["both"],
+    "INPUT.CROP.TYPE": ["half"],
+    "INPUT.CROP.SIZE": [[0.5], [0.0, 1.0]],
+    "DATALOADER.SAMPLER_TRAIN": ["Sampler"],
+    "DATALOADER.REPEAT_THRESHOLD": [-1.0],
+    "TEST.EVAL_PERIOD": [-1],
+    "TEST.PRECISE_BN.NUM_ITER": [0],
+    "VIS_PERIOD": [-1],
+}
+RULES = {**EVALUATION_RULES, **TRAINING_RULES, **MODEL_RULES}
+
+
+def changed(cfg: CfgNode, key: str, value: object) -> CfgNode:
+    """A copy with a value assigned, of whatever type."""
+    cfg = cfg.clone()
+    node = cfg
+    *parents, name = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[name] = value
+    return cfg
+
+
+def is_sentence_about(key: str, error: BaseException) -> bool:
+    return key in str(error) and "\n" not in str(error)
+
+
+def test_every_rule_is_tried() -> None:
+    assert set(BAD_VALUES) == set(RULES)
+
+
+@pytest.mark.parametrize("key", BAD_VALUES)
+def test_a_rule_refuses(key: str) -> None:
+    good = tiny_cfg()
+    if key == "SOLVER.BASE_LR_END" and "BASE_LR_END" not in good.SOLVER:
+        pytest.skip("not in this version of Detectron2")
+    for value in [*BAD_VALUES[key], {}, b""]:
+        cfg = changed(good, key, value)
+        with pytest.raises(ConfigError) as caught:
+            check_model_config(cfg)
+            check_rules(cfg, EVALUATION_RULES)
+            check_training_config(cfg)
+        assert is_sentence_about(key, caught.value)
+
+
+@pytest.mark.parametrize("key", [DEFCN + "CHANNELS_LAST", DEFCN + "IN_FEATURES", AUX + "NAME"])
+def test_none_is_refused_where_detectron2_lets_it_pass(key: str) -> None:
+    cfg = tiny_cfg(key, None)
+    with pytest.raises(ConfigError, match=f"{key} is None, but must be a"):
+        check_model_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "key, sentence",
+    [
+        (
+            DEFCN + "NUM_CLASS",
+            "key 'MODEL.DEFCN.NUM_CLASS'; did you mean 'MODEL.DEFCN.NUM_CLASSES'?",
+        ),
+        (DEFCN + "LOSS.ALPHA", "'MODEL.DEFCN.LOSS.ALPHA'; did you mean 'MODEL.DEFCN.LOSS.FOCAL_AL"),
+        (DEFCN + "ZZ", "? Keys of your own go beside MODEL.DEFCN"),
+    ],
+)
+def test_a_name_that_a_program_has_assigned_in_vain(key: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match="unknown configuration") as caught:
+        check_model_config(changed(tiny_cfg(), key, 3))
+    assert sentence in str(caught.value)
+    check_model_config(changed(tiny_cfg(), MATCHER + "OWN", 3))
+
+
+CENTERNESS = {MATCHER + "NAME": "FCOS", DEFCN + "QUALITY_BRANCH": "centerness"}
+ONENET = {MATCHER + "NAME": "OneNet", DEFCN + "LOSS.NORMALIZER": "gts"}
+RESNET = {"MODEL.BACKBONE.NAME": "build_defcn_resnet_fpn_backbone"}
+MULTI_STEP = {"SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR"}
+CROP = {"INPUT.CROP.ENABLED": True}
+CONTRADICTIONS = [
+    ({DEFCN + "IN_FEATURES": []}, "IN_FEATURES is [], but must name feature maps"),
+    ({DEFCN + "IN_FEATURES": ["p3", "p3"]}, "each once"),
+    ({DEFCN + "IN_FEATURES": [3, 4]}, "IN_FEATURES is [3, 4]"),
+    ({"MODEL.PIXEL_STD": [1.0]}, "PIXEL_MEAN has 3 numbers and PIXEL_STD 1"),
+    ({"MODEL.FPN.NORM": "GN", "MODEL.FPN.OUT_CHANNELS": 48}, "MODEL.FPN.NORM 'GN' needs"),
+    ({"MODEL.RESNETS.NORM": "GN"}, "set MODEL.RESNETS.STEM_OUT_CHANNELS"),
+    ({"MODEL.FPN.IN_FEATURES": ["res9"]}, "IN_FEATURES is ['res9'], but must be of"),
+    ({"MODEL.FPN.IN_FEATURES": []}, "MODEL.FPN.IN_FEATURES is []"),
+    ({"MODEL.FPN.IN_FEATURES": ["res4", "res3"]}, "in its order"),
+    ({**RESNET, "MODEL.RESNETS.DEPTH": 51}, "DEPTH is 51, but must be one of"),
+    ({MATCHER + "NAME": "Anchor"}, "'Anchor' works on anchors, but MODEL.DEFCN.PRIORS is 'poin"),
+    ({DEFCN + "PRIORS": "anchors", MATCHER + "NAME": "FCOS"}, "'FCOS' works on points"),
+    ({AUX + "NAME": "Anchor"}, "AUX.MATCHER.NAME 'Anchor' works on anchors"),
+    ({MATCHER + "NAME": "FCOS", MATCHER + "SIZE_RANGES": [[0, 1]]}, "has 1 ranges, but"),
+    ({AUX + "NAME": "Center", AUX + "SIZE_RANGES": [[0, 1]]}, "AUX.MATCHER.SIZE_RANGES has 1"),
+    ({**ONENET, MATCHER + "FOCAL_ALPHA": 0.5}, "FOCAL_ALPHA is 0.5, but OneNet"),
+    (
+        {MATCHER + "NAME": "ForegroundLoss", DEFCN + "LOSS.FOCAL_GAMMA": 1.0},
+        "FOCAL_GAMMA is 2.0, but ForegroundLoss",
+    ),
+    ({MATCHER + "SOLVER": "argmax", MATCHER + "KEEP_UNREACHABLE": True}, "KEEP_UNREACHABLE is"),
+    ({DEFCN + "LOSS.REG_WEIGHT": 0.0}, "REG_WEIGHT and L1_WEIGHT are both 0"),
+    ({MATCHER + "NAME": "OneNet"}, "NORMALIZER is 'foreground', but OneNet"),
+    ({DEFCN + "QUALITY_BRANCH": "centerness"}, "gives a quality, not POTO"),
+    (
+        {**CENTERNESS, DEFCN + "LOSS.REG_WEIGHT": 0.0, DEFCN + "LOSS.L1_WEIGHT": 1.0},
+        "LOSS.REG_WEIGHT is 0",
+    ),
+    ({DEFCN + "TOPK_ONLY_TEST": True, DEFCN + "NMS_TYPE": "class_wise"}, "which knows no NMS"),
+    ({"INPUT.MAX_SIZE_TEST": 32}, "INPUT.MAX_SIZE_TEST is 32, but must be at least"),
+]
+TRAINING_CONTRADICTIONS = [
+    ({"INPUT.MAX_SIZE_TRAIN": 32}, "INPUT.MAX_SIZE_TRAIN is 32, but must be at least"),
+    ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"}, "the smallest and the largest size"),
+    ({**CROP, "INPUT.CROP.SIZE": [2.0, 0.5]}, "INPUT.CROP.SIZE is [2.0, 0.5]"),
+    ({"SOLVER.STEPS": (3, 2)}, "SOLVER.STEPS is (3, 2), but must ascend"),
+    ({"SOLVER.STEPS": (2, 2)}, "must ascend"),
+    ({"SOLVER.DETERMINISTIC": True}, "SEED is -1, which draws another seed"),
+    ({"SOLVER.CHECKPOINT_BEST": "bbox/AP"}, "nothing is evaluated"),
+    (
+        {"SOLVER.CHECKPOINT_BEST": "bbox/AP", "TEST.EVAL_PERIOD": 5, "DATASETS.TEST": ()},
+        "nothing is evaluated",
+    ),
+    ({"MODEL.EMA.ENABLED": True, "TEST.PRECISE_BN.ENABLED": True}, "set one of them False"),
+    (
+        {"SOLVER.OPTIMIZER": "SGD", "SOLVER.NESTEROV": True, "SOLVER.MOMENTUM": 0.0},
+        "SOLVER.NESTEROV is True, but",
+    ),
+]
+
+
+def with_values(values: dict) -> CfgNode:
+    cfg = tiny_cfg()
+    for key, value in values.items():
+        cfg = changed(cfg, key, value)
+    return cfg
+
+
+@pytest.mark.parametrize("values, sentence", CONTRADICTIONS)
+def test_keys_that_contradict_each_other_give_no_model(values: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_model(with_values(values))
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values, sentence", TRAINING_CONTRADICTIONS)
+def test_keys_that_contradict_each_other_give_no_training(values: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_training_config(with_values(values))
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {**MULTI_STEP, "SOLVER.STEPS": (10, 801)},  # Detectron2 warns, and leaves them out
+        {"SOLVER.DETERMINISTIC": True, "SEED": 0},
+        {"SOLVER.CHECKPOINT_BEST": "bbox/AP", "TEST.EVAL_PERIOD": 5},
+        {"SOLVER.CLIP_GRADIENTS.NORM_TYPE": math.inf},
+        {"SOLVER.WEIGHT_DECAY_BIAS": None},
+        {"INPUT.MIN_SIZE_TRAIN": (32, 64), "INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"},
+        {**CROP, "INPUT.CROP.TYPE": "absolute", "INPUT.CROP.SIZE": [32, 32]},
+        {AUX + "NAME": "", DEFCN + "AUX.ENABLED": False},
+        {**CENTERNESS, AUX + "SIZE_RANGES": [[0, 1]]},  # POTOAux has none
+        {DEFCN + "NUM_CONVS": 0},
+        {DEFCN + "NORM": ""},
+        {DEFCN + "PRIOR_PROB": 0.5, "MODEL.PIXEL_STD": [1, 1, 1]},
+        {"INPUT.MIN_SIZE_TEST": 0},
+    ],
+)
+def test_what_fits_together_passes(values: dict) -> None:
+    cfg = with_values(values)
+    check_model_config(cfg)
+    check_rules(cfg, EVALUATION_RULES)
+    check_training_config(cfg)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_config_passes(path) -> None:
+    cfg = make_cfg(str(path.relative_to(ROOT / "configs")))
+    check_model_config(cfg)
+    check_rules(cfg, EVALUATION_RULES)
+    check_training_config(cfg)
+
+
+def checked(*opts: str) -> None:
+    """Load and check the config of a command line on the tiny sets."""
+    tiny_sets()
+    command = ["--config-file", CONFIG, *TINY_MODEL, *TINY_SETS, *opts]
+    args = default_argument_parser().parse_args(command)
+    check(load_config(args.config_file, args.opts), args)
+
+
+@pytest.mark.parametrize(
+    "opts, sentence",
+    [
+        (
+            [DEFCN + "MAX_FILTERING.TAU", "1"],
+            "MAX_FILTERING.TAU is 1, but must be even",
+        ),
+        ([AUX + "NAME", "POTOaux"], "AUX.MATCHER.NAME 'POTOaux' is unknown"),
+        ([DEFCN + "IN_FEATURES", "['p9']"], r"IN_FEATURES \['p9'\] are not given by the backbone"),
+        ([DEFCN + "IN_FEATURES", "['p4', 'p3']"], r"have the strides \[16, 8\], but must go from"),
+        ([DEFCN + "PRIORS", "anchors"], "is not one square anchor per location on 5 levels"),
+        (["MODEL.FPN.OUT_CHANNELS", "48"], "MODEL.DEFCN.NORM 'GN' needs a multiple of 32"),
+        (
+            [DEFCN + "HEAD_CHECKPOINTING", "True", DEFCN + "NORM", "BN"],
+            "HEAD_CHECKPOINTING is True, but",
+        ),
+        (["SOLVER.GAMMA", "-1.0"], "SOLVER.GAMMA is -1.0, but must be above 0 and at most 1"),
+        (["DATALOADER.ON_ERROR", "skpi"], r"'skpi' is unknown; one of: skip, stop \(did you mean"),
+    ],
+)
+def test_a_command_is_refused_before_anything_is_loaded(opts: list, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        checked(*opts)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_that_cannot_be_built_without_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """As Detectron2's Swin and MViT, which look at values of tensors; it passes the check."""
+
+    def build_looking_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+        assert torch.linspace(0, 1, 3)[1].item() == 0.5
+        return build_defcn_narrow_fpn_backbone(cfg, input_shape)
+
+    BACKBONE_REGISTRY.register(build_looking_backbone)
+    try:
+        caplog.set_level(logging.DEBUG, "defcn_d2")
+        opts = ["MODEL.BACKBONE.NAME", "build_looking_backbone"]
+        checked(*opts)
+        assert "cannot be tried before it is built" in caplog.text
+        build_model(tiny_cfg(*opts))
+        with pytest.raises(UserError, match="NUM_CONVS is -1"):
+            checked(*opts, DEFCN + "NUM_CONVS", "-1")
+    finally:
+        del BACKBONE_REGISTRY._obj_map["build_looking_backbone"]
+
+
+@pytest.mark.parametrize("interval", ["[0, 1]", "(0, 1)", "[0, 1)", "(0, 1]", "[0, inf)"])
+@given(value=st.floats() | st.integers())
+def test_numbers_of_an_interval(interval: str, value: float) -> None:
+    low, high = (float(x) for x in interval[1:-1].split(","))
+    inside = low < value < high
+    inside |= interval[0] == "[" and value == low
+    inside |= interval[-1] == "]" and value == high
+    assert (numbers(interval)("KEY", value) is None) == inside
+
+
+@given(st.integers(-20, 20), st.sampled_from([(2, 0), (2, 1), (1, 0)]))
+def test_whole_numbers(value: int, parity: tuple[int, int]) -> None:
+    rule = numbers("[0, inf)", *parity)
+    assert (rule("KEY", value) is None) == (value >= 0 and value % parity[0] == parity[1])
+    assert rule("KEY", value + 0.5) is not None and rule("KEY", True) is not None
+
+
+def test_sentences_of_rules() -> None:
+    assert numbers("(0, 1]")("A.B", 2) == "A.B is 2, but must be above 0 and at most 1"
+    assert numbers("[0, inf)", 2)("A.B", 1) == "A.B is 1, but must be even and at least 0"
+    assert whole("[1, inf)")("A.B", 1.0) == "A.B is 1.0, but must be a whole number at least 1"
+    assert numbers("[0, inf)")("A.B", math.nan) == "A.B is nan, but must be finite"
+    words = "A.B 'Stop' is unknown; one of: '', skip, stop (did you mean 'stop'?)"
+    assert one_of("stop", "skip", "")("A.B", "Stop") == words
+    each_one = each(whole("[1, inf)"))
+    assert each_one("A.B", (1, 0)) == "A.B [1, 0]: a value is 0, but must be at least 1"
+    assert each_one("A.B", ()) == "A.B is (), but must be a list of at least 1"
+    assert optional(whole("[1, inf)"))("A.B", None) is None

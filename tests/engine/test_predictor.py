@@ -1,0 +1,149 @@
+"""``defcn_d2.Predictor``: from a config and weights to detections, of arrays and of files."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from demo_runs import tiny_weights
+from tiny_data import CONFIG, TINY_MODEL, tiny_sets
+
+import defcn_d2
+from defcn_d2.config.load import load_config
+from defcn_d2.engine import Predictor as ConfigPredictor
+from defcn_d2.engine.predictor import read_rgb
+from defcn_d2.utils.errors import UserError
+
+OPTS = [*TINY_MODEL, "TEST.DETECTIONS_PER_IMAGE", "5"]
+
+
+@pytest.fixture(scope="module")
+def weights() -> Path:
+    tiny_sets()
+    return Path(tiny_weights())
+
+
+@pytest.fixture(scope="module")
+def predictor(weights: Path) -> defcn_d2.Predictor:
+    return defcn_d2.Predictor("shapes/POTO-3DMF-Aux", weights, opts=OPTS)
+
+
+def noise(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def same(a, b) -> bool:
+    return (
+        a.image_size == b.image_size
+        and torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        and torch.equal(a.scores, b.scores)
+        and torch.equal(a.pred_classes, b.pred_classes)
+    )
+
+
+def test_arrays_are_bgr_and_files_the_same(predictor, weights, tmp_path):
+    image = noise()
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), image)
+    found = predictor(image)
+    assert len(found) == 5 and found.image_size == (60, 90)
+    assert (found.scores.diff() <= 0).all() and found.scores.device.type == "cpu"
+    assert same(found, predictor(path)) and same(found, predictor(str(path)))
+    # the engine's own takes RGB
+    cfg = load_config(CONFIG, [*OPTS, "MODEL.WEIGHTS", str(weights)])
+    rgb = np.ascontiguousarray(image[:, :, ::-1])
+    assert same(found, ConfigPredictor(cfg)(rgb)) and not same(found, ConfigPredictor(cfg)(image))
+
+
+def test_lists(predictor, tmp_path):
+    cv2.imwrite(str(tmp_path / "b.png"), noise(40, 50, seed=1))
+    found = predictor([noise(), tmp_path / "b.png", noise(64, 64, seed=2)])
+    assert [x.image_size for x in found] == [(60, 90), (40, 50), (64, 64)]
+    assert same(found[0], predictor(noise()))
+    assert predictor([]) == [] and len(predictor((noise(),))) == 1
+
+
+def test_a_config_may_be_a_file_or_an_object(weights, predictor):
+    cfg = defcn_d2.get_config("shapes/POTO-3DMF-Aux", OPTS)
+    for config, opts in ((cfg, []), (Path(CONFIG), OPTS)):
+        assert same(
+            defcn_d2.Predictor(config, str(weights), opts=opts)(noise()), predictor(noise())
+        )
+    assert cfg.MODEL.WEIGHTS == ""  # the caller's own stays as it is
+
+
+def test_device_and_class_names(weights, predictor, monkeypatch):
+    assert predictor.class_names[:2] == ["ellipse", "ring"]
+    assert predictor.cfg.MODEL.DEVICE == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert predictor.cfg.is_frozen()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert defcn_d2.Predictor(CONFIG, weights, opts=OPTS).cfg.MODEL.DEVICE == "cpu"
+    with pytest.raises(UserError, match="device 'cuda:1' is not there"):
+        defcn_d2.Predictor(CONFIG, weights, opts=OPTS, device="cuda:1")
+
+
+def test_names_of_own_data_from_a_config_object(weights, tmp_path):
+    """As the config.yaml of a run has them; its files may be gone."""
+    names = [f"thing {number}" for number in range(7)]
+    keys = ["DATASETS.REGISTER.VAL.ANNOTATIONS", str(tmp_path / "val.json")]
+    keys += ["DATASETS.REGISTER.VAL.IMAGES", str(tmp_path), "DATASETS.REGISTER.CLASSES", names]
+    cfg = defcn_d2.get_config("shapes/POTO-3DMF-Aux", [*OPTS, *keys])
+    assert defcn_d2.Predictor(cfg, weights).class_names == names
+
+
+def test_exif_turns_a_file_upright(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(noise(40, 80)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_rgb(tmp_path / "turned.jpg").shape == (80, 40, 3)
+
+
+def test_bad_paths_are_named_at_once(predictor, tmp_path):
+    good = tmp_path / "good.png"
+    cv2.imwrite(str(good), noise())
+    with pytest.raises(UserError, match="^2 of 3 images do not exist: 'no.jpg', 'nor.jpg'$"):
+        predictor([good, "no.jpg", "nor.jpg"])
+    with pytest.raises(UserError, match="^1 of 1 images do not exist: "):
+        predictor(tmp_path)
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(UserError, match="text.jpg' cannot be read as an image"):
+        predictor(tmp_path / "text.jpg")
+
+
+@pytest.mark.parametrize(
+    "image, sentence",
+    [
+        (None, "the image is None: cv2.imread gives that"),
+        ([noise(), None], "image 1 of the list is None"),
+        (noise()[:, :, 0], r"the image has shape \(60, 90\) and type uint8, but must be"),
+        (noise().astype(np.float32), "type float32, but must be"),
+        (np.zeros((0, 5, 3), np.uint8), r"shape \(0, 5, 3\)"),
+        (noise()[None], r"shape \(1, 60, 90, 3\)"),
+        ([3], "image 0 of the list is a int: give a path"),
+    ],
+)
+def test_bad_arrays(predictor, image, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        predictor(image)
+
+
+@pytest.mark.parametrize(
+    "config, weights_file, sentence",
+    [
+        ("shapes/POTO", "no.pth", "weights 'no.pth' do not exist"),
+        ("shapes/POTOX", None, "'shapes/POTOX' does not exist; did you mean 'shapes/POTO'"),
+        ("no.yaml", None, "'no.yaml' does not exist"),
+    ],
+)
+def test_bad_models(weights, config, weights_file, sentence):
+    with pytest.raises(UserError, match=sentence):
+        defcn_d2.Predictor(config, weights_file or weights)
+
+
+def test_it_is_found_in_the_package():
+    assert defcn_d2.Predictor.__module__ == "defcn_d2.engine.predictor"
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        defcn_d2.Nothing  # noqa: B018

@@ -1,0 +1,151 @@
+"""``train_net.py`` on somebody's data by keys on the command line alone, and what follows."""
+
+import json
+import re
+import shutil
+
+import pytest
+from coco_files import CLASSES, make_content, write_set
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tiny_data import CONFIG, TINY_MODEL
+
+from defcn_d2 import demo
+from defcn_d2.data.readers import own_data
+from defcn_d2.engine import run
+from defcn_d2.engine.image_predictor import metadata_of
+
+REGISTER = "DATASETS.REGISTER"
+
+
+def keys(split, files):
+    return [f"{REGISTER}.{split}.ANNOTATIONS", files[0], f"{REGISTER}.{split}.IMAGES", files[1]]
+
+
+def train(folder, *opts):
+    few = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", folder / "out"]
+    return run(["--config-file", CONFIG, *TINY_MODEL, *map(str, [*few, *opts])])
+
+
+def forget():
+    """As another process starts."""
+    for name in list(own_data._registered):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        del own_data._registered[name]
+
+
+def last_metrics(folder):
+    return json.loads((folder / "metrics.json").read_text().splitlines()[-1])
+
+
+def test_train_then_evaluate_and_draw_elsewhere(tmp_path, monkeypatch, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    content = make_content()
+    content["annotations"].append(
+        {"id": 9, "image_id": 31, "category_id": 3, "bbox": [5, 5, 0, 0], "iscrowd": 0}
+    )
+    write_set(tmp_path / "train", content)
+    write_set(tmp_path / "val", make_content(first_id=500))
+    monkeypatch.chdir(tmp_path)
+    files = [(f"{split}/annotations.json", f"{split}/images") for split in ("train", "val")]
+    assert train(tmp_path, *keys("TRAIN", files[0]), *keys("VAL", files[1])) == 0
+    expected = last_metrics(tmp_path / "out")
+    assert {f"bbox/AP-{name}" for name in CLASSES} <= set(expected)
+    assert "boxes without area in their image: 1" in (tmp_path / "out" / "log.txt").read_text()
+
+    forget()
+    shutil.rmtree(tmp_path / "train")  # is not needed any more
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config, weights = ("../out/config.yaml", "../out/model_final.pth")
+    opts = ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", "again"]
+    capsys.readouterr()
+    assert run(["--config-file", config, "--eval-only", *opts]) == 0
+    results = [tmp_path / x / "inference" for x in ("out", "elsewhere/again")]
+    first, second = ((x / "coco_instances_results.json").read_text() for x in results)
+    assert first == second
+    assert {x["category_id"] for x in json.loads(first)} <= {3, 7, 20}
+    assert {x["image_id"] for x in json.loads(first)} <= {500, 510, 520, 530}
+
+    forget()
+    image = str(tmp_path / "val" / "images" / "a.png")
+    shutil.copy(image, "a.png")
+    shutil.rmtree(tmp_path / "val")
+    seen = []
+    monkeypatch.setattr(
+        demo.command_line, "metadata_of", lambda cfg: seen.append(metadata_of(cfg)) or seen[0]
+    )
+    arguments = ["--config-file", config, "--input", "a.png", "--output", "drawn.png"]
+    threshold = ["--confidence-threshold", "0.001"]
+    assert demo.run([*arguments, *threshold, "--opts", "MODEL.WEIGHTS", weights]) == 0
+    assert seen[0].thing_classes == CLASSES
+
+
+@pytest.mark.parametrize(
+    "given, flags, sentence",
+    [
+        ("VAL", [], "DATASETS.TRAIN names no data set: .* DATASETS.REGISTER.TRAIN.ANNOTATIONS and"),
+        (
+            "TRAIN",
+            ["--eval-only"],
+            "DATASETS.TEST names no data set: .* DATASETS.REGISTER.VAL.ANNO",
+        ),
+    ],
+)
+def test_the_other_half_is_needed(tmp_path, capsys, given, flags, sentence):
+    files = write_set(tmp_path)
+    opts = [*keys(given, files), "OUTPUT_DIR", tmp_path / "out"]
+    assert run([*flags, "--config-file", CONFIG, *TINY_MODEL, *map(str, opts)]) == 1
+    assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_training_without_evaluation(tmp_path):
+    assert train(tmp_path, *keys("TRAIN", write_set(tmp_path)), "SOLVER.MAX_ITER", "1") == 0
+    assert not (tmp_path / "out" / "inference").exists()
+    assert (tmp_path / "out" / "model_final.pth").exists()
+
+
+def damaged(content):
+    content["annotations"][1]["category_id"] = 99
+
+
+def cut(content):
+    del content["images"]
+
+
+@pytest.mark.parametrize(
+    "damage, sentence",
+    [(damaged, "is not among the categories: 1, first annotation 101 (99)"), (cut, "'images' is")],
+)
+@pytest.mark.parametrize("split", ["TRAIN", "VAL"])
+def test_mistakes_end_it_before_it_begins(tmp_path, capsys, damage, sentence, split):
+    good, content = write_set(tmp_path / "good"), make_content()
+    damage(content)
+    bad = write_set(tmp_path / "bad", content, images=False)
+    shutil.copytree(good[1], bad[1], dirs_exist_ok=True)
+    other = {"TRAIN": "VAL", "VAL": "TRAIN"}[split]
+    assert train(tmp_path, *keys(split, bad), *keys(other, good)) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: DATASETS.REGISTER.{split}: {bad[0]}") and sentence in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_of_another_size(tmp_path, capsys, workers):
+    content = make_content()
+    for image in content["images"]:
+        image["width"] = 65
+    files = write_set(tmp_path, content)
+    assert train(tmp_path, *keys("TRAIN", files), "DATALOADER.NUM_WORKERS", workers) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: image '{files[1]}") and "cannot be loaded: " in error
+    assert "got (64, 48), expect (65, 48)" in error
+
+
+def test_a_file_that_is_no_image(tmp_path, capsys):
+    files = write_set(tmp_path)
+    for path in files[1].rglob("*.png"):
+        path.write_text("no image")
+    assert train(tmp_path, *keys("TRAIN", files), "DATALOADER.NUM_WORKERS", 1) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: image '{files[1]}") and "cannot be loaded: " in error
+    assert "is no image, or of a format that Pillow does not know" in error

@@ -1,0 +1,387 @@
+"""``tools/export.py``: graphs against the model, on any number and size of images; mistakes."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from helpers import ROOT, make_cfg
+from tiny_data import CONFIG, TINY_MODEL
+from torch import nn
+
+from defcn_d2 import export
+from defcn_d2.export import artifacts, onnx_graph, verification
+from defcn_d2.export import export_command as command_line
+from defcn_d2.export.detector import DeployedDetector, GridPriors
+from defcn_d2.export.preparation import fold_batch_norms
+from defcn_d2.utils.errors import UserError
+
+TINY = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 64]
+TINY += ["MODEL.DEFCN.NUM_CONVS", 1]
+# 3DMF; plain; anchors; centerness with NMS; one class, whose smallest images have few candidates
+CONFIGS = ["shapes/POTO-3DMF", "shapes/POTO", "shapes/Anchor", "shapes/FCOS", "shapes_crowd/POTO"]
+
+
+def random_model(config: str, *opts: object) -> nn.Module:
+    """A narrow model whose scores and boxes differ everywhere, as a trained one's."""
+    torch.manual_seed(0)
+    model = build_model(make_cfg(f"{config}.yaml", *TINY, *opts)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # statistics that folding has to get right
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    for name in ("cls_score", "bbox_pred", "filter", "centerness"):
+        if hasattr(model.head, name):
+            nn.init.normal_(getattr(model.head, name).weight, std=0.1)
+    nn.init.constant_(model.head.bbox_pred.bias, 1.0)
+    return model
+
+
+def batches(*shapes: tuple[int, int, int]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [255 * torch.rand(n, 3, h, w, generator=generator) for n, h, w in shapes]
+
+
+SIZES = [(1, 96, 128), (3, 70, 45), (2, 1, 33), (1, 300, 131)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_detector_gives_what_the_model_gives(config):
+    model = random_model(config)
+    deployed = DeployedDetector(model, topk=50)
+    difference = verification.verify_deployed(model, deployed, batches(*SIZES))
+    assert difference.compared > 100 and difference.missing == 0
+
+
+def test_detector_leaves_the_model_as_it_was():
+    model = random_model("shapes/POTO-3DMF")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    DeployedDetector(model, topk=5, half=True)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert len(model.criteria) > 0 and next(model.parameters()).requires_grad
+
+
+def test_detector_always_gives_k():
+    """More than the smallest image has candidates: empty boxes of score 0 at the end."""
+    model = random_model("shapes_crowd/POTO")
+    boxes, scores, classes = DeployedDetector(model, topk=100)(batches((2, 20, 31))[0])
+    assert boxes.shape == (2, 100, 4) and classes.dtype == torch.int64
+    # padded to 32 x 32: 16, 4, 1, 1 and 1 locations
+    assert (scores[:, :23] > 0).all() and (scores[:, 23:] == 0).all()
+    assert (boxes[:, 23:] == 0).all() and (classes == 0).all()
+    assert (boxes >= 0).all() and (boxes <= torch.tensor([31, 20, 31, 20])).all()
+
+
+def test_detector_stretches_images():
+    model = random_model("shapes/POTO")
+    (batch,) = batches((2, 64, 96))
+    stretched = DeployedDetector(model, topk=50, resize=(128, 192))
+    difference = verification.verify_deployed(model, stretched, [batch])
+    assert difference.compared > 50
+    plain = DeployedDetector(model, topk=50)
+    assert not torch.allclose(stretched(batch)[1], plain(batch)[1], atol=1e-3)
+
+
+def test_priors_are_those_of_detectron2():
+    for config in ("shapes/Anchor", "shapes/POTO"):
+        generator = random_model(config).prior_generator
+        maps = [torch.zeros(1, 1, h, w) for h, w in ((7, 5), (4, 3), (2, 2), (1, 1), (1, 1))]
+        for ours, theirs in zip(GridPriors(generator)(maps), generator(maps), strict=True):
+            assert torch.equal(ours.tensor, theirs.tensor)
+
+
+def test_frozen_norms_are_folded():
+    from detectron2.layers import Conv2d, FrozenBatchNorm2d
+
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(4)
+    for name in ("weight", "bias", "running_mean"):
+        getattr(norm, name).normal_()
+    norm.running_var.uniform_(0.1, 2)
+    model = nn.Sequential(Conv2d(3, 4, 3, bias=False, norm=norm), nn.GroupNorm(2, 4)).eval()
+    x = torch.randn(2, 3, 6, 7)
+    before = model(x)
+    fold_batch_norms(model)
+    assert model[0].norm is None and isinstance(model[1], nn.GroupNorm)
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------ the formats
+
+
+def metadata() -> dict[str, str]:
+    return {"version": "1", "config": "", "class_names": '["é"]'}
+
+
+@pytest.mark.parametrize(
+    "config, name, half",
+    [
+        ("shapes/POTO-3DMF", "onnx", False),
+        ("shapes/POTO-3DMF", "exported", False),
+        ("shapes/POTO-3DMF", "torchscript", False),
+        ("shapes/POTO", "torchscript", True),
+        ("shapes/Anchor", "torchscript", False),
+        ("shapes_crowd/POTO", "torchscript", False),
+    ],
+)
+def test_files_give_what_the_model_gives(config, name, half):
+    model = random_model(config)
+    reference = DeployedDetector(model, topk=50)
+    detector = DeployedDetector(model, topk=50, half=half)
+    artifact = export.FORMATS[name](detector, metadata())
+    tolerance = verification.tolerance_of(half)
+    difference = verification.verify_artifact(artifact, reference, batches(*SIZES), tolerance)
+    assert difference.compared > (10 if half else 100)
+    assert sum(artifact.operators.values()) > 50
+    assert not any("defcn_d2" in operator for operator in artifact.operators)
+    if name == "onnx":
+        check_onnx_file(artifact, half=False, sizes=("batch", 3, "height", "width"))
+
+
+def check_onnx_file(artifact: export.Artifact, half: bool, sizes: tuple[int | str, ...]) -> None:
+    import onnx
+
+    model = onnx.load_from_string(artifact.content)
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": artifacts.OPSET}
+    assert {p.key: p.value for p in model.metadata_props} == metadata()
+    (image,) = model.graph.input
+    assert tuple(d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim) == sizes
+    types = {output.name: output.type.tensor_type.elem_type for output in model.graph.output}
+    proto = onnx.TensorProto
+    assert types == {"boxes": proto.FLOAT, "scores": proto.FLOAT, "classes": proto.INT64}
+    weights = {x.data_type for x in model.graph.initializer if len(x.dims) == 4 and x.dims[2] == 3}
+    assert weights == {proto.FLOAT16 if half else proto.FLOAT}
+    assert artifact.operators["TopK"] == 1 and not artifact.operators["BatchNormalization"]
+    assert str(ROOT).encode() not in artifact.content  # no stack traces of this machine
+
+
+def test_onnx_of_a_fixed_size_in_half_precision():
+    """Stretching inside: the feature maps have sizes known at export."""
+    model = random_model("shapes/POTO")
+    reference = DeployedDetector(model, topk=50, resize=(96, 128))
+    detector = DeployedDetector(model, topk=50, resize=(96, 128), half=True)
+    artifact = export.export_onnx(detector, metadata())
+    check_onnx_file(artifact, half=True, sizes=("batch", 3, "height", "width"))
+    images = batches((1, 50, 60), (3, 200, 111))
+    tolerance = verification.tolerance_of(half=True)
+    assert verification.verify_artifact(artifact, reference, images, tolerance).compared > 10
+
+
+def test_graphs_with_control_flow_are_refused():
+    from onnx import helper
+
+    def model_of(*nodes: Any) -> Any:
+        return helper.make_model(helper.make_graph(list(nodes), "g", [], []))
+
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    assert onnx_graph.check_graph(model_of(relu, relu)) == Counter(Relu=2)
+    for name, domain in (("If", ""), ("NonMaxSuppression", ""), ("MaxFilter", "defcn_d2")):
+        node = helper.make_node(name, ["x"], ["z"], domain=domain)
+        with pytest.raises(RuntimeError, match=f"the ONNX graph holds {domain or name}"):
+            onnx_graph.check_graph(model_of(relu, node))
+
+
+def test_a_model_too_large_for_a_file_is_refused(monkeypatch):
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    graph = helper.make_graph([relu], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    assert len(onnx_graph.serialized(model, {})) > 20
+    monkeypatch.setattr(onnx_graph, "MAX_BYTES", 20)
+    with pytest.raises(RuntimeError, match="and an ONNX file holds 2: export with --fp16"):
+        onnx_graph.serialized(model, {})
+
+
+# ----------------------------------------------------------------------------- verification
+
+
+@pytest.mark.parametrize("index, name", list(enumerate(artifacts.OUTPUT_NAMES)))
+def test_wrong_outputs_are_refused(index, name):
+    reference = DeployedDetector(random_model("shapes/POTO"), topk=20)
+
+    def wrong(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = [x.clone() for x in reference(images)]
+        outputs[index][:, 0] += 1
+        return tuple(outputs)
+
+    artifact = export.Artifact(b"", wrong, Counter())
+    with pytest.raises(export.VerificationError, match=f"do not agree on images .*'{name}' differ"):
+        verification.verify_artifact(artifact, reference, batches((1, 96, 128)))
+    fewer = export.Artifact(b"", lambda x: tuple(y[:, :5] for y in reference(x)), Counter())
+    with pytest.raises(export.VerificationError, match="outputs of shapes"):
+        verification.verify_artifact(fewer, reference, batches((1, 96, 128)))
+
+
+def test_a_detector_that_is_not_the_model_is_refused():
+    model = random_model("shapes/POTO")
+    deployed = DeployedDetector(model, topk=20)
+    deployed.pixel_mean += 50
+    with pytest.raises(export.VerificationError, match=r"DeFCN.forward do not agree"):
+        verification.verify_deployed(model, deployed, batches((1, 96, 128)))
+
+
+def test_batches_for_verification():
+    images = export.drawn_images(2)
+    made = export.make_batches(images, 800, 1333, "RGB")
+    assert [len(batch) for batch in made] == [1, 2, 3]
+    assert made[0].shape[2:] == (800, 1066) and made[1].shape[2] > made[1].shape[3]
+    expected = cv2.resize(images[0], (1066, 800))[:, :, ::-1].transpose(2, 0, 1)
+    assert np.array_equal(made[0][0].numpy(), expected)
+    assert made[0].mean() > 10  # of 255, not of 1
+    assert [x.shape[1] for x in export.make_batches(images, 64, 96, "L")] == [1, 1, 1]
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    path = str(tmp_path_factory.mktemp("weights") / "model.pth")
+    model = build_model(make_cfg("shapes/POTO-3DMF-Aux.yaml", *TINY_MODEL[2:8]))
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+def run(weights: str, *arguments: object) -> int:
+    opts = [*TINY_MODEL, "MODEL.WEIGHTS", weights]
+    return export.run(["--config-file", CONFIG, *map(str, arguments), *opts])
+
+
+def test_command(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "latency", lambda run, batch: run(batch)[1].numel())
+    target = tmp_path / "new" / "model.ts"
+    cv2.imwrite(str(tmp_path / "a.png"), export.drawn_images(1)[0])
+    arguments = ["--format", "torchscript", "--output", target, "--topk", 7, "--benchmark"]
+    assert run(weights, *arguments, "--images", tmp_path / "*.png") == 0
+    output = capsys.readouterr().out
+    assert "PyTorch, DeFCN.forward: " in output and "aten::topk 1" in output
+    assert "latency for images 1 x 3 x 64 x 85" in output and "NMS" not in output
+    extra = {"metadata.json": ""}
+    program = torch.jit.load(str(target), _extra_files=extra)
+    boxes, scores, classes = program(torch.rand(2, 3, 50, 60))
+    assert boxes.shape == (2, 7, 4) and scores.shape == classes.shape == (2, 7)
+    properties = json.loads(extra["metadata.json"])
+    assert json.loads(properties["class_names"])[0] == "ellipse"
+    assert json.loads(properties["strides"]) == [8, 16, 32, 64, 128]
+    assert "QUALITY_BRANCH: filter" in properties["config"]
+    assert os.listdir(target.parent) == ["model.ts"]
+
+
+def test_command_says_that_nms_remains(tmp_path, capsys):
+    path = tmp_path / "fcos.pth"
+    torch.save({"model": random_model("shapes/FCOS").state_dict()}, path)
+    config = str(ROOT / "configs" / "shapes" / "FCOS.yaml")
+    arguments = ["--format", "torchscript", "--output", str(tmp_path / "a.ts")]
+    opts = [*map(str, TINY), "MODEL.WEIGHTS", str(path)]
+    assert export.run(["--config-file", config, *arguments, *opts]) == 0
+    output = capsys.readouterr().out
+    assert "NMS remains to be done" in output and "the 1000 best candidates" in output
+    extra = {"metadata.json": ""}
+    torch.jit.load(str(tmp_path / "a.ts"), _extra_files=extra)
+    assert json.loads(extra["metadata.json"])["nms_threshold"] == "0.6"
+
+
+def test_failed_verification_leaves_no_file(weights, tmp_path, capsys, monkeypatch):
+    def broken(detector: DeployedDetector, properties: dict[str, str]) -> export.Artifact:
+        return export.Artifact(b"x", lambda x: tuple(y + 1 for y in detector(x)), Counter())
+
+    monkeypatch.setitem(export.FORMATS, "torchscript", broken)
+    assert run(weights, "--format", "torchscript", "--output", tmp_path / "model.ts") == 1
+    assert "error: the export and PyTorch do not agree" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_export_that_cannot_be_written_is_told(weights, tmp_path, capsys, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def instant(detector: DeployedDetector, properties: dict[str, str]) -> export.Artifact:
+        return export.Artifact(b"x", detector, Counter())
+
+    monkeypatch.setitem(export.FORMATS, "torchscript", instant)
+    monkeypatch.setattr(command_line, "write_atomically", full)
+    assert run(weights, "--format", "torchscript", "--output", tmp_path / "model.ts") == 1
+    error = capsys.readouterr().err
+    assert "model.ts' cannot be written" in error and "No space left on device" in error
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert run(weights, "--format", "torchscript", "--output", tmp_path / "model.ts") == 1
+    assert f"the folder '{tmp_path}' is not writable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--topk", "0"], "--topk is 0: give 1 to"),
+        (["--resize", "0", "9"], "--resize is 0 9: give pixels"),
+        (["--images", "nowhere/*.jpg"], "--images 'nowhere/*.jpg' holds no image"),
+        (["--images", "text.png"], "--images: 'text.png' cannot be read as an image"),
+        (["--output", "."], "--output '.' is a folder"),
+        (["--output", "text.png/a.ts"], "--output 'text.png/a.ts' cannot be written"),
+        (["--config-file", "no.yaml"], "configuration file 'no.yaml' does not exist"),
+        (["MODEL.WEIGHTS", "no.pth"], "weights 'no.pth' do not exist"),
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "'RetinaNet': only DeFCN is exported"),
+    ],
+)
+def test_mistakes(tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    Path("text.png").write_text("no image")
+    fixed = ["--config-file", CONFIG, "--format", "torchscript", "--output", "a.ts"]
+    keys = [] if arguments[0].isupper() else [*TINY_MODEL, "MODEL.WEIGHTS", "x.pth"]
+    assert export.run([*fixed, *arguments, *keys]) == 1
+    assert sentence in capsys.readouterr().err
+    assert sorted(os.listdir()) == ["text.png"]
+
+
+def test_unknown_format(capsys):
+    with pytest.raises(SystemExit):
+        export.run(["--config-file", CONFIG, "--format", "caffe", "--output", "x"])
+    assert "invalid choice: 'caffe'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
+def test_missing_packages_are_named(missing, monkeypatch):
+    real = builtins.__import__
+
+    def absent(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == missing:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(UserError, match=rf"'{missing}'.*pip install \"defcn-d2\[export\]\""):
+        artifacts.require_onnx()
+
+
+def test_old_torch_is_told(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    with pytest.raises(UserError, match="torch 2.6.0.* is too old for --format onnx"):
+        artifacts.require_onnx()
+
+
+def test_program():
+    """The script itself: a mistake is told in one line."""
+    script = str(ROOT / "tools" / "export.py")
+    arguments = ["--config-file", "no.yaml", "--format", "onnx", "--output", "x"]
+    result = subprocess.run(
+        [sys.executable, script, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith("error: configuration file 'no.yaml'")

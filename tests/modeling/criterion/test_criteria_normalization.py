@@ -1,0 +1,252 @@
+"""What losses are divided by: one all-reduce a step, and the losses of the whole batch by it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from helpers import make_priors, random_inputs, random_instances, random_predictions, tiny_cfg
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from defcn_d2.modeling.criterion import (
+    DenseCriterion,
+    LossSum,
+    SummedCriterion,
+    evaluate_criteria,
+    mean_over_workers,
+)
+from defcn_d2.modeling.matcher.fcos import FCOS
+from defcn_d2.modeling.matcher.poto import POTO
+from defcn_d2.modeling.matcher.poto_aux import POTOAux
+from defcn_d2.structures import Predictions, Priors
+
+NUM_CLASSES = 3
+SIZE_RANGES = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, math.inf)]
+COUNTS = (0, 4, 3)  # ground truths of the images, of which the first is the first worker's
+
+
+class OwnReduction(nn.Module):
+    """A criterion of another project: divides its loss by itself."""
+
+    def forward(self, priors: Priors, predictions: Predictions, gt_instances: list) -> dict:
+        count = torch.tensor(float(sum(map(len, gt_instances))))
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(count)
+            count = count / torch.distributed.get_world_size()
+        return {"loss_own": predictions.cls_logits.square().sum() / count.clamp(min=1)}
+
+
+def make_criteria() -> list[nn.Module]:
+    fcos = FCOS(radius=1.5, size_ranges=SIZE_RANGES)
+    return [
+        DenseCriterion(matcher=POTO(), quality="filter"),
+        DenseCriterion(matcher=POTOAux(), reg_weight=0, suffix="_aux"),
+        DenseCriterion(matcher=fcos, quality="centerness", suffix="_fcos"),
+        DenseCriterion(matcher=POTO(), l1_weight=1, normalizer="gts", suffix="_gts"),
+    ]
+
+
+def batch(images: list[int]) -> tuple[Priors, Predictions, list]:
+    """These images of a batch of all, with predictions that take a gradient."""
+    priors = make_priors(40, 56)
+    predictions = random_predictions(priors, NUM_CLASSES, len(COUNTS))
+    assert predictions.quality_logits is not None
+    predictions = Predictions(
+        predictions.cls_logits[images].requires_grad_(),
+        predictions.boxes[images].requires_grad_(),
+        predictions.quality_logits[images].requires_grad_(),
+    )
+    gts = [
+        random_instances(40, 56, count, NUM_CLASSES, seed=i, min_size=8)
+        for i, count in enumerate(COUNTS)
+    ]
+    return priors, predictions, [gts[i] for i in images]
+
+
+def losses_and_gradients(
+    images: list[int], criteria: list[nn.Module]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    priors, predictions, gts = batch(images)
+    losses = evaluate_criteria(criteria, priors, predictions, gts)
+    tensors = [predictions.cls_logits, predictions.boxes, predictions.quality_logits]
+    gradients = torch.autograd.grad(sum(losses.values()), tensors)
+    return {name: loss.detach() for name, loss in losses.items()}, list(gradients)
+
+
+def make_model() -> nn.Module:
+    """A tiny POTO-3DMF-Aux whose images do not see each other."""
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg("MODEL.DEFCN.NUM_CLASSES", NUM_CLASSES))
+    for module in model.head.modules():  # outputs that are not all alike
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.1)
+    model.train()
+    model.backbone.eval()
+    return model
+
+
+def model_losses_and_gradients(
+    images: list[int], model: nn.Module
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    inputs = random_inputs([(64, 64)] * len(COUNTS), COUNTS, NUM_CLASSES)
+    losses = model([inputs[i] for i in images])
+    sum(losses.values()).backward()
+    gradients = {
+        name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()
+    }
+    return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+
+def run_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    # The first of two workers has one image, the other has the rest.
+    images = [0] if rank == 0 else list(range(1, len(COUNTS)))
+    model = DistributedDataParallel(make_model())
+    reduced = []
+    all_reduce = torch.distributed.all_reduce
+
+    def counting(tensor: Tensor, *args: object, **kwargs: object) -> object:
+        reduced.append(tensor.numel())
+        return all_reduce(tensor, *args, **kwargs)
+
+    torch.distributed.all_reduce = counting
+    results = {}
+    results["criteria"] = losses_and_gradients(images, make_criteria())
+    results["reduced by criteria"], reduced = reduced, []
+    results["own"] = losses_and_gradients(images, [OwnReduction(), *make_criteria()])[0]
+    results["reduced with another"], reduced = reduced, []
+    results["model"] = model_losses_and_gradients(images, model)
+    results["reduced by model"] = reduced
+    torch.save(results, f"{folder}/{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each of two processes found."""
+    folder: Path = tmp_path_factory.mktemp("workers")
+    torch.multiprocessing.spawn(run_worker, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pth") for rank in range(2)]
+
+
+def test_two_workers_average_to_the_losses_of_the_whole_batch(workers: list[dict]) -> None:
+    """Although one of them has no ground truth; the same for a criterion that reduces itself."""
+    for key, criteria in (("criteria", []), ("own", [OwnReduction()])):
+        expected, _ = losses_and_gradients([0, 1, 2], [*criteria, *make_criteria()])
+        found = [worker[key][0] if key == "criteria" else worker[key] for worker in workers]
+        assert found[0].keys() == found[1].keys() == expected.keys()
+        for name, loss in expected.items():
+            assert loss > 0
+            torch.testing.assert_close((found[0][name] + found[1][name]) / 2, loss)
+
+
+def test_gradients_of_two_workers_are_those_of_the_whole_batch(workers: list[dict]) -> None:
+    _, expected = losses_and_gradients([0, 1, 2], make_criteria())
+    for index, gradient in enumerate(expected):
+        parts = [worker["criteria"][1][index] for worker in workers]
+        torch.testing.assert_close(torch.cat(parts) / 2, gradient)  # as DDP averages them
+
+
+def test_gradients_of_a_model_in_ddp_are_those_of_one_process(workers: list[dict]) -> None:
+    losses, expected = model_losses_and_gradients([0, 1, 2], make_model())
+    for name, loss in losses.items():
+        found = sum(worker["model"][0][name] for worker in workers) / 2
+        torch.testing.assert_close(found, loss, rtol=1e-5, atol=0)
+    for worker in workers:
+        assert worker["model"][1].keys() == expected.keys()
+        for name, gradient in expected.items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(
+                worker["model"][1][name], gradient, rtol=1e-4, atol=1e-4 * scale, msg=name
+            )
+
+
+def test_one_all_reduce_a_step(workers: list[dict]) -> None:
+    for worker in workers:
+        assert worker["reduced by criteria"] == [9]  # nine losses of four criteria
+        assert worker["reduced with another"] == [1, 9]
+        assert worker["reduced by model"] == [3]
+
+
+def test_alone_a_count_is_at_least_one_and_nothing_is_sent(monkeypatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("one process has nobody to reduce with")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    counts = {"a": torch.tensor(0), "b": torch.tensor(0.25), "c": torch.tensor(7)}
+    divisors = mean_over_workers(counts)
+    assert {name: value.item() for name, value in divisors.items()} == {"a": 1, "b": 1, "c": 7}
+    assert all(value.dtype == torch.float64 for value in divisors.values())
+    assert mean_over_workers({}) == {}
+
+
+def test_accumulated_batches_are_one_batch_with_the_normaliser_of_all() -> None:
+    """As a trainer does it: counts first, then each batch over the counts of all."""
+    counted: list[dict[str, Tensor]] = []
+
+    def count(counts: dict[str, Tensor]) -> dict[str, Tensor]:
+        counted.append(counts)
+        return mean_over_workers(counts)
+
+    def of_all(counts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return mean_over_workers({name: sum(c[name] for c in counted) for name in counts})
+
+    for images in ([0], [1, 2]):
+        evaluate_criteria(make_criteria(), *batch(images), count)
+    parts = [evaluate_criteria(make_criteria(), *batch(images), of_all) for images in ([0], [1, 2])]
+    expected, _ = losses_and_gradients([0, 1, 2], make_criteria())
+    for name, loss in expected.items():
+        torch.testing.assert_close(parts[0][name] + parts[1][name], loss)
+
+
+def test_normaliser_of_the_model_can_be_another() -> None:
+    model = make_model()
+    inputs = random_inputs([(64, 64)] * len(COUNTS), COUNTS, NUM_CLASSES)
+    seen = []
+
+    def halved(counts: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(counts.keys())
+        return {name: 2 * value for name, value in mean_over_workers(counts).items()}
+
+    losses = model(inputs)
+    model.normalizer = halved
+    for name, loss in model(inputs).items():
+        torch.testing.assert_close(2 * loss, losses[name])
+    assert seen == [losses.keys()]
+
+
+def test_criterion_with_a_forward_of_its_own_is_called() -> None:
+    class Doubled(DenseCriterion):
+        def forward(self, *args, **kwargs):
+            losses = super().forward(*args, **kwargs)
+            return {name: 2 * loss for name, loss in losses.items()}
+
+    arguments = batch([1, 2])
+    expected = evaluate_criteria([DenseCriterion(matcher=POTO())], *arguments)
+    for name, loss in evaluate_criteria([Doubled(matcher=POTO())], *arguments).items():
+        torch.testing.assert_close(loss, 2 * expected[name])
+
+
+def test_criterion_alone_gives_the_same_losses() -> None:
+    arguments = batch([0, 1, 2])
+    for criterion in make_criteria():
+        expected = evaluate_criteria([criterion], *arguments)
+        losses = criterion(*arguments)
+        assert losses.keys() == expected.keys()
+        assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
+
+
+def test_sums_in_float64_are_divided_before_they_are_rounded() -> None:
+    class Large(SummedCriterion):
+        def loss_sums(self, *args):
+            return {"loss": LossSum(torch.tensor(3e38).double() * 4, torch.tensor(4))}
+
+    loss = evaluate_criteria([Large()], *batch([0]))["loss"]
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(3e38)

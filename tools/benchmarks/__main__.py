@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+"""Measure parts of the package against what they replace; prints Markdown.
+
+    python tools/benchmarks {op,matching,step,inference} [--device cpu] [--output table.md]
+
+Every subcommand is a module of ``tools/benchmarks`` with ``DESCRIPTION``, ``add_arguments(parser)``
+and ``run(arguments) -> str``. Results are compared for equality before anything is timed, and all
+competitors of a row run in turn in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's package
+
+SUBCOMMANDS = ("op", "matching", "step", "inference")
+
+
+def main() -> None:
+    """Run the subcommand named on the command line."""
+    parser = argparse.ArgumentParser(description="Benchmarks; the result is a Markdown table.")
+    subparsers = parser.add_subparsers(dest="subcommand", required=True)
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in SUBCOMMANDS}
+    for name, module in modules.items():
+        subparser = subparsers.add_parser(name, help=module.DESCRIPTION)
+        subparser.add_argument("--output", type=Path, help="also write the table to this file")
+        module.add_arguments(subparser)
+    arguments = parser.parse_args()
+    table = modules[arguments.subcommand].run(arguments)
+    print(table)
+    if arguments.output:
+        arguments.output.write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""What ``tools/fuzz.py`` and ``tools/fuzz_files.py`` draw, damage and judge."""

@@ -1,0 +1,185 @@
+"""The runs of the study: what is trained, one run's command, and the figures it leaves."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from demo_results import EVALUATIONS, last_evaluation, read_metrics, training_seconds, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Variants by folder of configs/, which is the data's name, too.
+VARIANTS = {
+    "shapes": (
+        *("POTO", "POTO-argmax", "POTO-3DMF", "POTO-3DMF-Aux", "ForegroundLoss", "Anchor"),
+        *("Center", "FCOS", "ATSS", "OneNet"),
+    ),
+    "shapes_crowd": ("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux"),
+}
+
+# Config overrides by name of the network: the same for all variants.
+NETWORKS = {
+    "narrow": [],
+    "resnet50": [
+        *("MODEL.BACKBONE.NAME", "build_defcn_resnet_fpn_backbone"),
+        *("MODEL.RESNETS.STEM_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "256"),
+        *("MODEL.DEFCN.NUM_CONVS", "4"),
+    ],
+}
+CHECKPOINT_PERIOD = 100
+DETECTIONS = "coco_instances_results.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of a study share; a run's folder keeps it and accepts no other."""
+
+    iterations: int
+    batch: int
+    network: str
+    opts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a variant on a data set from one seed."""
+
+    data: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}/{self.variant}/seed{self.seed}"
+
+    def folder(self, output: Path) -> Path:
+        return output / self.name
+
+    def command(self, output: Path, settings: Settings) -> list[str]:
+        """``train_net.py`` with its arguments; it goes on with what a killed run has left."""
+        config = ROOT / "configs" / self.data / f"{self.variant}.yaml"
+        overrides = [
+            *("SOLVER.MAX_ITER", settings.iterations, "SOLVER.IMS_PER_BATCH", settings.batch),
+            *("SOLVER.CHECKPOINT_PERIOD", CHECKPOINT_PERIOD, "TEST.EVAL_PERIOD", 0),
+            *("TEST.WITH_NMS", True, "SEED", self.seed),
+            *NETWORKS[settings.network],
+            *settings.opts,
+            *("OUTPUT_DIR", self.folder(output)),
+        ]
+        start = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config)]
+        return [*start, "--resume", *map(str, overrides)]
+
+    def figures(self, output: Path) -> dict[str, float] | None:
+        """What the run gave, or None where it is not finished."""
+        path = self.folder(output) / "figures.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def plan(seeds: int, names: Sequence[str] = ()) -> list[Run]:
+    """All runs, seed by seed, so that a study cut short has whole seeds.
+
+    Args:
+        names: parts of the study, such as "shapes" or "shapes/FCOS"; all of it without.
+
+    Raises:
+        ValueError: a name is of no part.
+    """
+    every = [
+        Run(data, variant, seed)
+        for seed in range(seeds)
+        for data, variants in VARIANTS.items()
+        for variant in variants
+    ]
+    known = {part for run in every for part in (run.data, f"{run.data}/{run.variant}")}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--only {name!r} is no part of the study; one of: {sorted(known)}")
+    wanted = set(names)
+    return [run for run in every if not names or {run.data, f"{run.data}/{run.variant}"} & wanted]
+
+
+def claim(run: Run, output: Path, settings: Settings) -> None:
+    """Let the folder of a run hold it with these settings.
+
+    Raises:
+        ValueError: it was begun with others.
+    """
+    folder = run.folder(output)
+    path = folder / "settings.json"
+    mine = json.loads(json.dumps(asdict(settings)))
+    if path.exists() and (theirs := json.loads(path.read_text())) != mine:
+        raise ValueError(
+            f"{folder} was begun with other settings ({theirs}): remove it, or give another "
+            "--output"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, mine)
+
+
+def start(run: Run, output: Path, settings: Settings, threads: int) -> "Training":
+    """Begin or continue a run in a process of its own; what it prints goes to ``console.txt``."""
+    claim(run, output, settings)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = run.command(output, settings)
+    console = (run.folder(output) / "console.txt").open("a")
+    print("$", shlex.join(command), file=console, flush=True)
+    process = subprocess.Popen(command, env=environment, stdout=console, stderr=console, cwd=ROOT)
+    return Training(run, process, console, time.monotonic())
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that is under way."""
+
+    run: Run
+    process: subprocess.Popen
+    console: IO[str]
+    begun: float
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self.console.close()
+
+
+def collect(run: Run, output: Path, annotations: Path, iterations: int) -> dict[str, float]:
+    """The figures of a finished run, which are written to its ``figures.json``.
+
+    Args:
+        annotations: of the validation images, in the data's own format.
+
+    Raises:
+        ValueError: the run has left no evaluation.
+    """
+    folder = run.folder(output)
+    rows = read_metrics(folder / "metrics.json")
+    scores = last_evaluation(rows, iterations)
+    if scores is None:
+        raise ValueError(f"{folder}/metrics.json holds no evaluation after {iterations} iterations")
+    figures = {"training_seconds": training_seconds(rows)}
+    for prefix, evaluation in (("", "without NMS"), ("nms_", "with NMS")):
+        found = folder / "inference" / EVALUATIONS[evaluation]
+        figures |= {prefix + name: v for name, v in _figures(run, found, annotations).items()}
+        task = "bbox_nms" if prefix else "bbox"
+        for metric in ("AP", "AP50"):
+            if f"{task}/{metric}" in scores:
+                figures[prefix + metric] = scores[f"{task}/{metric}"]
+    write_json(folder / "figures.json", figures)
+    for checkpoint in folder.glob("model_[0-9]*.pth"):
+        checkpoint.unlink()
+    return figures
+
+
+def _figures(run: Run, found: Path, annotations: Path) -> dict[str, float]:
+    if run.data == "shapes_crowd":
+        return json.loads((found / "crowdhuman_figures.json").read_text())
+    from defcn_d2.evaluation.duplicates import coco_figures
+
+    return coco_figures(annotations, found / DETECTIONS)
