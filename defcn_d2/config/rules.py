@@ -3,7 +3,6 @@
 A rule is a function from a key and its value to a sentence that says what is wrong, or None.
 """
 
-import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -12,20 +11,18 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..utils.errors import UserError, did_you_mean
+
 Rule = Callable[[str, Any], str | None]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A value of a config, or several together, with which there is nothing to build."""
 
 
 def unknown_name(key: str, name: object, names: Iterable[str]) -> str:
     """The sentence for a ``name`` at ``key`` that is none of ``names``, which are few."""
-    known = {known.lower(): known for known in sorted(names)}
-    near = difflib.get_close_matches(str(name).lower(), known, n=1)
-    hint = f" (did you mean {known[near[0]]!r}?)" if near else ""
-    shown = ", ".join(name or "''" for name in known.values())
-    return f"{key} {name!r} is unknown; one of: {shown}{hint}"
+    return f"{key} {name!r} is unknown; {did_you_mean(name, names)}"
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
