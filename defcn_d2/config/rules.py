@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.layers import get_norm
 
 from ..utils.errors import UserError, did_you_mean
 
@@ -18,6 +19,29 @@ Rule = Callable[[str, Any], str | None]
 
 class ConfigError(UserError, ValueError):
     """A value of a config, or several together, with which there is nothing to build."""
+
+
+class ArgumentError(ValueError):
+    """An argument of a component that breaks its rule.
+
+    Attributes:
+        name: of the argument; with dots, of an argument of a part.
+        value, rule: what was given, and the rule that it breaks.
+    """
+
+    def __init__(self, name: str, value: object, rule: "Rule"):
+        super().__init__(rule(name, value))
+        self.name, self.value, self.rule = name, value, rule
+
+    def sentence(self, key: str) -> str:
+        """The message with the key of a config instead of the argument's name."""
+        return str(self.rule(key, self.value))
+
+
+def check_argument(name: str, value: object, rule: "Rule") -> None:
+    """Raise ``ArgumentError`` where an argument of a constructor breaks its rule."""
+    if rule(name, value) is not None:
+        raise ArgumentError(name, value, rule)
 
 
 def unknown_name(key: str, name: object, names: Iterable[str]) -> str:
@@ -85,6 +109,33 @@ def whole(interval: str) -> Rule:
 def one_of(*names: str) -> Rule:
     """A name of a few."""
     return lambda key, value: None if value in names else unknown_name(key, value, names)
+
+
+_NORMS = ("", "BN", "FrozenBN", "GN", "LN", "SyncBN", "naiveSyncBN", "nnSyncBN")
+
+
+def norm_name(key: str, value: Any) -> str | None:
+    """Rule: a name that ``detectron2.layers.get_norm`` knows."""
+    try:
+        get_norm(value, 32)
+    except (KeyError, TypeError, AttributeError):
+        return unknown_name(key, value, _NORMS)
+    return None
+
+
+def norm_of(channels: int) -> Rule:
+    """Rule: a normalisation of so many channels, "" for none."""
+
+    def rule(key: str, value: Any) -> str | None:
+        problem = norm_name(key, value)
+        if problem is None and value == "GN" and channels % 32:
+            return (
+                f"{key} 'GN' needs a multiple of 32 channels, not {channels}; set "
+                "MODEL.FPN.OUT_CHANNELS to one, or the norm to 'BN'"
+            )
+        return problem
+
+    return rule
 
 
 def each(rule: Rule, least: int = 1) -> Rule:

@@ -5,7 +5,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
-from ..structures import Predictions
+from ..structures import Predictions, combined_score
 
 
 def find_candidates(
@@ -13,18 +13,18 @@ def find_candidates(
     level_sizes: list[int],
     image_sizes: list[tuple[int, int]],
     *,
-    centerness: bool = False,
     score_thresh: float = 0.05,
     topk: int = 1000,
 ) -> list[Instances]:
-    """The best (location, class) pairs of every level.
+    """The best (location, class) pairs of every level, by ``Predictions.scores``.
+
+    Where the quality is centerness, pairs are chosen, and compared with the threshold, by class
+    alone.
 
     Args:
         predictions: of the batch.
         level_sizes: locations per level.
         image_sizes: (height, width) of the images without padding.
-        centerness: the quality branch is centerness: pairs are chosen by class score, and the
-            score of a detection is sqrt(class * centerness). Else it multiplies the class score.
         score_thresh: pairs at or below this score are dropped; NaN is the best of all.
         topk: pairs per level, at most; and at most as many as the level has locations.
 
@@ -32,14 +32,13 @@ def find_candidates(
         per image ``pred_boxes``, ``scores`` and ``pred_classes``, by level, unlimited in number.
         Which of several equal scores are among the best of a level is not defined.
     """
-    quality = _quality(predictions)
+    quality, centerness = predictions.quality(), predictions.centerness
     values, locations, classes = _best_per_level(
         predictions.cls_logits, None if centerness else quality, level_sizes, topk
     )
     kept = ~(values <= score_thresh)  # NaN is kept, for an error later
-    if centerness:
-        assert quality is not None
-        values = (values * quality.gather(1, locations)).sqrt()
+    if quality is not None and centerness:
+        values = combined_score(values, quality.gather(1, locations), centerness)
     results = []
     for i, image_size in enumerate(image_sizes):
         keep = torch.nonzero(kept[i]).squeeze(1)
@@ -55,7 +54,6 @@ def find_topk(
     predictions: Predictions,
     image_sizes: list[tuple[int, int]],
     *,
-    centerness: bool = False,
     topk: int = 100,
 ) -> list[Instances]:
     """The best (location, class) pairs over all levels, without a threshold, best first.
@@ -65,8 +63,8 @@ def find_topk(
 
     Args, returns: as ``find_candidates``.
     """
-    values, locations, classes = _best_pairs(predictions.cls_logits, _quality(predictions), topk)
-    if centerness:
+    values, locations, classes = _best_pairs(predictions.cls_logits, predictions.quality(), topk)
+    if predictions.centerness:
         values = values.sqrt()
     boxes = predictions.boxes.float().gather(1, locations[..., None].expand(-1, -1, 4))
     return [
@@ -115,12 +113,6 @@ def _class_wise_nms(candidates: Instances, nms_thresh: float) -> Tensor:
         return boxes.new_zeros(0, dtype=torch.int64)
     offsets = candidates.pred_classes * (boxes.max() - boxes.min() + 1)
     return nms(boxes + offsets[:, None], candidates.scores.double(), nms_thresh)
-
-
-def _quality(predictions: Predictions) -> Tensor | None:
-    """(N, R) probability of the quality branch in float32, or None without one."""
-    logits = predictions.quality_logits
-    return None if logits is None else logits.float().sigmoid()
 
 
 def _best_per_level(
