@@ -102,6 +102,9 @@ def _add_inference_config(node: CN) -> None:
     node.TOPK_CANDIDATES_TEST = 1000
     # "none": end to end. "class_wise": non-maximum suppression within each class.
     node.NMS_TYPE = "none"
+    # Predicted boxes that decide in NMS: "" for the boxes themselves, or a name that the head gives
+    # beside them, as for the visible part of a person in a crowd.
+    node.NMS_BOXES = ""
     # IoU above which NMS drops the lower score (also of the second evaluation, TEST.WITH_NMS).
     node.NMS_THRESH_TEST = 0.6
     # True: one top-k over all locations and classes and no threshold, the path for deployment.

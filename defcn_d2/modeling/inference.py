@@ -5,6 +5,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
+from ..config.rules import ConfigError, unknown_name
 from ..structures import Predictions, combined_score
 
 
@@ -15,6 +16,7 @@ def find_candidates(
     *,
     score_thresh: float = 0.05,
     topk: int = 1000,
+    nms_boxes: str = "",
 ) -> list[Instances]:
     """The best (location, class) pairs of every level, by ``Predictions.scores``.
 
@@ -26,6 +28,8 @@ def find_candidates(
         level_sizes: locations per level.
         image_sizes: (height, width) of the images without padding.
         score_thresh: pairs at or below this score are dropped; NaN is the best of all.
+        nms_boxes: name in ``predictions.extra`` of the (N, R, 4) boxes by which ``keep_best``
+            suppresses; they become the field of that purpose, ``nms_boxes``. "": ``pred_boxes``.
         topk: pairs per level, at most; and at most as many as the level has locations.
 
     Returns:
@@ -44,6 +48,9 @@ def find_candidates(
         keep = torch.nonzero(kept[i]).squeeze(1)
         candidates = Instances(image_size)
         candidates.pred_boxes = Boxes(predictions.boxes[i, locations[i][keep]].float())
+        if nms_boxes:
+            others = _extra_boxes(predictions, nms_boxes)
+            candidates.nms_boxes = Boxes(others[i, locations[i][keep]].float())
         candidates.scores = values[i][keep]
         candidates.pred_classes = classes[i][keep]
         results.append(candidates)
@@ -91,14 +98,14 @@ def keep_best(
     """
     order = candidates.scores.sort(descending=True, stable=True).indices
     if nms_thresh is None:
-        return candidates[order[:max_detections]]
+        return _without_nms_boxes(candidates[order[:max_detections]])
     # Whether a box stays, only boxes of higher scores decide: often the best few are enough.
     count = 4 * max_detections
     while True:
         best = candidates[order[:count]]
         kept = _class_wise_nms(best, nms_thresh)
         if len(kept) >= max_detections or count >= len(order):
-            return best[kept[:max_detections]]
+            return _without_nms_boxes(best[kept[:max_detections]])
         count *= 4
 
 
@@ -108,11 +115,25 @@ def _class_wise_nms(candidates: Instances, nms_thresh: float) -> Tensor:
     Classes are moved apart by more than the boxes' extent, in float64: with torchvision's
     ``batched_nms`` those of different classes may meet where coordinates are negative.
     """
-    boxes = candidates.pred_boxes.tensor.double()
+    decisive = "nms_boxes" if candidates.has("nms_boxes") else "pred_boxes"
+    boxes = candidates.get(decisive).tensor.double()
     if len(boxes) == 0:
         return boxes.new_zeros(0, dtype=torch.int64)
     offsets = candidates.pred_classes * (boxes.max() - boxes.min() + 1)
     return nms(boxes + offsets[:, None], candidates.scores.double(), nms_thresh)
+
+
+def _extra_boxes(predictions: Predictions, name: str) -> Tensor:
+    if name not in predictions.extra:
+        names = ["", *predictions.extra]
+        raise ConfigError(unknown_name("MODEL.DEFCN.NMS_BOXES", name, names))
+    return predictions.extra[name]
+
+
+def _without_nms_boxes(detections: Instances) -> Instances:
+    if detections.has("nms_boxes"):
+        detections.remove("nms_boxes")
+    return detections
 
 
 def _best_per_level(

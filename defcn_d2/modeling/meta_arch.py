@@ -16,7 +16,12 @@ from ..config.rules import ConfigError
 from ..structures import Predictions, Priors
 from .batch_checks import check_ground_truths, check_images, image_name
 from .compilation import Compilation
-from .criterion import build_criteria, evaluate_criteria, mean_over_workers
+from .criterion import (
+    SummedCriterion,
+    build_criteria,
+    evaluate_criteria,
+    mean_over_workers,
+)
 from .criterion.normalization import Normalizer
 from .head import build_heads
 from .inference import find_candidates, find_topk, keep_best
@@ -47,6 +52,7 @@ class DeFCN(nn.Module):
         topk_candidates: int = 1000,
         topk_only: bool = False,
         nms_thresh: float | None = None,
+        nms_boxes: str = "",
         max_detections: int = 100,
         channels_last: bool = False,
         compile_backend: str | None = None,
@@ -65,6 +71,8 @@ class DeFCN(nn.Module):
             score_thresh, topk_candidates: see ``find_candidates``.
             topk_only: detections by ``find_topk`` in place of ``find_candidates``.
             nms_thresh: IoU for class-wise NMS, or None for end-to-end detection.
+            nms_boxes: the predicted boxes that decide in NMS: a name in ``Predictions.extra``, or
+                "" for the boxes themselves.
             max_detections: per image.
             channels_last: keep weights and feature maps in PyTorch's channels_last format.
             compile_backend: of ``torch.compile`` for backbone and head; None: not compiled.
@@ -87,6 +95,7 @@ class DeFCN(nn.Module):
         self.topk_candidates = topk_candidates
         self.topk_only = topk_only
         self.nms_thresh = nms_thresh
+        self.nms_boxes = nms_boxes
         self.max_detections = max_detections
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # feature maps follow the images and weights
@@ -124,6 +133,7 @@ class DeFCN(nn.Module):
             "topk_candidates": node.TOPK_CANDIDATES_TEST,
             "topk_only": node.TOPK_ONLY_TEST,
             "nms_thresh": node.NMS_THRESH_TEST if node.NMS_TYPE == "class_wise" else None,
+            "nms_boxes": node.NMS_BOXES,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "channels_last": node.CHANNELS_LAST,
             "compile_backend": node.COMPILE.BACKEND if node.COMPILE.ENABLED else None,
@@ -162,13 +172,34 @@ class DeFCN(nn.Module):
         self, priors: Priors, predictions: Predictions, image_sizes: list[tuple[int, int]]
     ) -> list[Instances]:
         """The detections of every image, best first, in pixels of the input."""
-        if self.topk_only:
-            return find_topk(predictions, image_sizes, topk=self.max_detections)
         # Without NMS the best of all are among the best as many of every level.
         ranked = self.nms_thresh is None and not predictions.centerness
         limit = self.max_detections if ranked else None
-        candidates = self.find_candidates(priors, predictions, image_sizes, limit)
+        candidates = self.raw_detections(priors, predictions, image_sizes, limit)
         return [keep_best(found, self.max_detections, self.nms_thresh) for found in candidates]
+
+    def raw_detections(
+        self,
+        priors: Priors,
+        predictions: Predictions,
+        image_sizes: list[tuple[int, int]],
+        limit: int | None = None,
+    ) -> list[Instances]:
+        """The detections of every image before NMS (if any) and the limit on their number.
+
+        Args:
+            limit: so many of every level are enough.
+        """
+        if self.topk_only:
+            return find_topk(predictions, image_sizes, topk=self.max_detections)
+        return find_candidates(
+            predictions,
+            priors.level_sizes,
+            image_sizes,
+            score_thresh=self.score_thresh,
+            topk=self.topk_candidates if limit is None else min(limit, self.topk_candidates),
+            nms_boxes=self.nms_boxes,
+        )
 
     def predict(self, images: Tensor) -> tuple[Priors, Predictions]:
         """Priors and predictions of inference.
@@ -229,33 +260,13 @@ class DeFCN(nn.Module):
         check_ground_truths(batched_inputs, sets["main"].cls_logits.shape[2])
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         losses = evaluate_criteria(self.criteria, priors, sets, gt_instances, self.normalizer)
-        self.figures = {
-            name: value.detach()
-            for criterion in self.criteria
-            for name, value in criterion.metrics.items()
-        }
+        self.figures = {}
+        for criterion in self.criteria:
+            assert isinstance(criterion, SummedCriterion)
+            self.figures.update(criterion.metrics)
         faults = [predictions.nan_if_not_finite() for predictions in sets.values()]
         fault = torch.stack(faults).sum()
         return {name: loss + fault for name, loss in losses.items()}
-
-    def find_candidates(
-        self,
-        priors: Priors,
-        predictions: Predictions,
-        image_sizes: list[tuple[int, int]],
-        limit: int | None = None,
-    ) -> list[Instances]:
-        """Raw detections of every image, before NMS (if any) and the limit on their number.
-
-        ``limit``: so many of every level are enough.
-        """
-        return find_candidates(
-            predictions,
-            priors.level_sizes,
-            image_sizes,
-            score_thresh=self.score_thresh,
-            topk=self.topk_candidates if limit is None else min(limit, self.topk_candidates),
-        )
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images, pad them at the bottom and the right, and batch them."""

@@ -117,7 +117,8 @@ class DenseCriterion(SummedCriterion):
             sums["loss_cls"] = self._class_sum(predictions, assignments, gt_idxs, foreground)
         sums.update(self._box_sums(predictions, foreground, gt_instances))
         sums.update(self.more_sums(priors, predictions, foreground))
-        self.metrics = self._figures(foreground, gt_instances)
+        with torch.no_grad():
+            self.metrics = self._figures(foreground, gt_instances)
         return {name + self.suffix: loss for name, loss in sums.items()}
 
     def more_sums(

@@ -81,7 +81,7 @@ def normalize(
 
 
 def evaluate_criteria(
-    criteria: Iterable[SummedCriterion],
+    criteria: Iterable[nn.Module],
     priors: Priors,
     predictions: dict[str, Predictions],
     gt_instances: list[Instances],
@@ -105,6 +105,7 @@ def evaluate_criteria(
     """
     sums: dict[str, LossSum] = {}
     for criterion in criteria:
+        assert isinstance(criterion, SummedCriterion)
         wanted = criterion.predictions
         if wanted not in predictions:
             key = f"MODEL.DEFCN.CRITERION.{type(criterion).__name__}.PREDICTIONS"
