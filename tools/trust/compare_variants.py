@@ -72,7 +72,9 @@ def record(device: str, names: Sequence[str], weights: Path | None, output: Path
     torch.set_num_threads(1)
     for name in names or defcn_d2.config_names():
         file = name.replace("/", "+") + ".pth"
-        state = None if weights is None else torch.load(weights / file)["weights"]
+        state = (
+            None if weights is None else torch.load(weights / file, weights_only=True)["weights"]
+        )
         try:
             found = computed(defcn_d2.get_config(name, [*SMALL, "MODEL.DEVICE", device]), state)
         except Exception as error:  # the other variants are compared all the same
@@ -266,7 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(ROOT, str(after), *chosen)
         results = []
         for path in sorted(before.glob("*.pth")):
-            equal, sentence = compared(torch.load(path), torch.load(after / path.name))
+            equal, sentence = compared(
+                *(torch.load(x, weights_only=True) for x in (path, after / path.name))
+            )
             print(f"{path.stem.replace('+', '/')}: {sentence}")
             results.append(equal)
     if all(results):
