@@ -108,7 +108,7 @@ def _check_names_and_types(cfg: CfgNode) -> None:
 def _contradictions(cfg: CfgNode) -> Iterator[str | None]:
     node = cfg.MODEL.DEFCN
     yield _levels(node.IN_FEATURES)
-    yield from _backbone(cfg)
+    yield from _pixels(cfg)
     yield from _components(cfg, node, "MODEL.DEFCN")
     if node.AUX.ENABLED:
         yield from _components(cfg, node.AUX, "MODEL.DEFCN.AUX")
@@ -131,34 +131,13 @@ def _levels(names: list) -> str | None:
     )
 
 
-def _backbone(cfg: CfgNode) -> Iterator[str]:
+def _pixels(cfg: CfgNode) -> Iterator[str]:
     model = cfg.MODEL
     if len(model.PIXEL_MEAN) != len(model.PIXEL_STD):
         yield (
             f"MODEL.PIXEL_MEAN has {len(model.PIXEL_MEAN)} numbers and PIXEL_STD "
             f"{len(model.PIXEL_STD)}; give one number a channel in both"
         )
-    if not model.BACKBONE.NAME.startswith("build_defcn_"):
-        return
-    for key, channels in (
-        ("RESNETS", model.RESNETS.STEM_OUT_CHANNELS),
-        ("FPN", model.FPN.OUT_CHANNELS),
-    ):
-        if model[key].NORM == "GN" and channels % 32:
-            yield (
-                f"MODEL.{key}.NORM 'GN' needs a multiple of 32 channels, not {channels}; set "
-                f"MODEL.{key}.{'STEM_' if key == 'RESNETS' else ''}OUT_CHANNELS to one"
-            )
-    stages = [name for name in model.RESNETS.OUT_FEATURES if name in model.FPN.IN_FEATURES]
-    if not stages or stages != list(model.FPN.IN_FEATURES):
-        yield (
-            f"MODEL.FPN.IN_FEATURES is {model.FPN.IN_FEATURES}, but must be of "
-            f"MODEL.RESNETS.OUT_FEATURES, {model.RESNETS.OUT_FEATURES}, in its order"
-        )
-    depths = (18, 34, 50, 101, 152)
-    if model.BACKBONE.NAME == "build_defcn_resnet_fpn_backbone":
-        if model.RESNETS.DEPTH not in depths:
-            yield f"MODEL.RESNETS.DEPTH is {model.RESNETS.DEPTH}, but must be one of {depths}"
 
 
 def _components(cfg: CfgNode, node: CfgNode, key: str) -> Iterator[str]:

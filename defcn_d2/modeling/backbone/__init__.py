@@ -1,5 +1,6 @@
 """Backbones in Detectron2's registry."""
 
-from .build import build_defcn_narrow_fpn_backbone, build_defcn_resnet_fpn_backbone
+from .narrow import build_defcn_narrow_fpn_backbone
+from .resnet import build_defcn_resnet_fpn_backbone
 
 __all__ = ["build_defcn_narrow_fpn_backbone", "build_defcn_resnet_fpn_backbone"]

@@ -1,21 +1,15 @@
-"""Backbones: ResNet-FPN whose coarsest levels P6 and P7 come from P5."""
+"""An FPN over any bottom-up network, whose coarsest levels P6 and P7 come from P5."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import (
-    BACKBONE_REGISTRY,
-    FPN,
-    Backbone,
-    BasicStem,
-    ResNet,
-    build_resnet_backbone,
-)
+from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
-from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import Tensor
+
+from ...config.rules import ConfigError, first
 
 
 class _CoarseLevels(LastLevelP6P7):
@@ -32,11 +26,18 @@ class _CoarseLevels(LastLevelP6P7):
             return super().forward(c5.to(self.p6.weight.dtype))
 
 
-def _with_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+def fpn_over(bottom_up: Backbone, cfg: CfgNode) -> FPN:
     """FPN over ``MODEL.FPN.IN_FEATURES``, with two levels more from its coarsest output.
 
     That is P6 and P7 from P5 (not from C5, as Detectron2's RetinaNet has them).
+
+    Raises:
+        ConfigError: the bottom-up network does not give those features, in that order; or there
+            are channels that a norm cannot do with.
     """
+    problem = first(_problems(bottom_up, cfg))
+    if problem is not None:
+        raise ConfigError(problem)
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     last_stride = bottom_up.output_shape()[cfg.MODEL.FPN.IN_FEATURES[-1]].stride
     last_level = f"p{int(math.log2(last_stride))}"
@@ -50,36 +51,16 @@ def _with_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     )
 
 
-@BACKBONE_REGISTRY.register()
-def build_defcn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Detectron2's ResNet with an FPN of the levels P3 to P7."""
-    return _with_fpn(cfg, build_resnet_backbone(cfg, input_shape))
-
-
-@BACKBONE_REGISTRY.register()
-def build_defcn_narrow_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A narrow ResNet with one basic block a stage, and an FPN of the levels P3 to P7.
-
-    For small images on a CPU: ``MODEL.RESNETS.STEM_OUT_CHANNELS`` channels after the stem and in
-    res2, twice as many with every stage, ``MODEL.RESNETS.NORM`` everywhere. Trains from scratch,
-    nothing is frozen.
-    """
-    norm = cfg.MODEL.RESNETS.NORM
-    width = cfg.MODEL.RESNETS.STEM_OUT_CHANNELS
-    stem = BasicStem(input_shape.channels, width, norm=norm)
-    stages = []
-    in_channels = width
-    for index in range(4):
-        out_channels = width * 2**index
-        stages.append(
-            ResNet.make_stage(
-                BasicBlock,
-                num_blocks=1,
-                in_channels=in_channels,
-                out_channels=out_channels,
-                stride_per_block=[1 if index == 0 else 2],
-                norm=norm,
-            )
+def _problems(bottom_up: Backbone, cfg: CfgNode) -> Iterator[str]:
+    wanted, given = list(cfg.MODEL.FPN.IN_FEATURES), list(bottom_up.output_shape())
+    if not wanted or wanted != [name for name in given if name in wanted]:
+        yield (
+            f"MODEL.FPN.IN_FEATURES is {wanted}, but must be of MODEL.RESNETS.OUT_FEATURES, "
+            f"{given}, in its order"
         )
-        in_channels = out_channels
-    return _with_fpn(cfg, ResNet(stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES))
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    if cfg.MODEL.FPN.NORM == "GN" and channels % 32:
+        yield (
+            f"MODEL.FPN.NORM 'GN' needs a multiple of 32 channels, not {channels}; set "
+            "MODEL.FPN.OUT_CHANNELS to one"
+        )
