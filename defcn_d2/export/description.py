@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 import defcn_d2
 
-from ..engine.image_predictor import metadata_of
+from ..engine.predictor import metadata_of
 from .detector import DeployedDetector
 
 

@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Boxes, BoxMode, Instances
-from PIL import Image
 
-from ..engine import Predictor
 from ..engine.datasets import check_names, load_records
-from ..engine.predictor import read_rgb
+from ..engine.predictor import Predictor, read_rgb
 from ..modeling.meta_arch import DeFCN
 from ..structures import Predictions, Priors
 from ..utils.errors import UserError
@@ -79,23 +76,19 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
     dataset = dataset or cfg.DATASETS.TEST[0]
     check_names([dataset], "--dataset")
     record = find_record(load_records(cfg, [dataset], filter_empty=False), image)
-    model = Predictor(cfg).model
+    predictor = Predictor(cfg)
+    model = predictor.model
     if not isinstance(model, DeFCN):
         raise UserError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: only a DeFCN has "
             "locations to draw"
         )
     pixels = read_rgb(record["file_name"], cfg.INPUT.MAX_PIXELS)
-    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, max_size=cfg.INPUT.MAX_SIZE_TEST)
-    transform = resize.get_transform(pixels)
-    pixels = transform.apply_image(pixels)
-    inputs = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    if cfg.INPUT.FORMAT != "L":
-        inputs = pixels[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
-    tensor = torch.from_numpy(inputs.transpose(2, 0, 1).astype(np.float32))
     with torch.no_grad():
-        images = model.preprocess_image([{"image": tensor}])
+        images = model.preprocess_image([predictor.inputs(pixels)])
         priors, predictions = model.predict(images.tensor)
+    transform = predictor.resize.get_transform(pixels)
+    pixels = transform.apply_image(pixels)
     return Example(
         name=printable(os.path.basename(record["file_name"])),
         image=pixels,

@@ -22,7 +22,7 @@ from defcn_d2.demo.inputs import find_images, output_files
 from defcn_d2.demo.overlay import draw_detections
 from defcn_d2.demo.window import Window
 from defcn_d2.engine import Predictor
-from defcn_d2.engine.image_predictor import metadata_of
+from defcn_d2.engine.predictor import metadata_of
 from defcn_d2.utils.errors import UserError
 from defcn_d2.visualization.colors import class_color
 
@@ -189,7 +189,7 @@ def test_predictor_takes_images_as_training_does():
         predictor = Predictor(cfg)
         seen = []
         predictor.model.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args))
-        found = predictor(image)
+        found = predictor.detections(image)
         assert found.image_size == (50, 70)
         (((inputs,),),) = seen
         if expected is None:
