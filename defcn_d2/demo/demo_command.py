@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
-from ..config.load import load_config
-from ..engine.cpu import use_cpu
 from ..engine.predictor import Predictor, metadata_of
 from ..engine.reporting import reported
+from ..utils.command_line import add_model_arguments, trained_config
 from ..utils.errors import UserError
 from .coco_results import Results
 from .images import run_on_images
@@ -25,12 +23,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Draw detections on images, a video or a webcam's pictures."
     )
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="the one that was trained, or its short name, such as POTO-3DMF",
-    )
+    add_model_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", help="images, folders, patterns such as 'dir/*.jpg'")
     source.add_argument("--video-input", metavar="FILE", help="a video, or the URL of a stream")
@@ -48,9 +41,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--confidence-threshold", type=float, default=0.3, help="least score kept [%(default)s]"
-    )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, at the end"
     )
     return parser.parse_args(arguments)
 
@@ -76,6 +66,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     names = metadata.get("thing_classes") or []
     results = Results(args.json, metadata) if args.json else None
     predictor = Predictor(cfg)
+    if predictor.cfg.MODEL.DEVICE != cfg.MODEL.DEVICE:
+        print("No CUDA device: running on the CPU")
 
     def detect(image: np.ndarray) -> Instances:
         found = predictor.detections(image)
@@ -95,16 +87,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config, with the confidence threshold where a DeFCN has it."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = trained_config(args)
     if not 0 <= args.confidence_threshold <= 1:
         raise UserError(f"--confidence-threshold is {args.confidence_threshold}: give 0 to 1")
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty: give a trained model, --opts MODEL.WEIGHTS FILE")
     cfg.defrost()
     cfg.MODEL.DEFCN.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.freeze()
-    if not torch.cuda.is_available():
-        if cfg.MODEL.DEVICE != "cpu":
-            print("No CUDA device: running on the CPU")
-        cfg = use_cpu(cfg)
     return cfg

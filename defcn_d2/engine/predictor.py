@@ -13,10 +13,12 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
+from torch import nn
 
 from ..config.load import load_config
 from ..data import DatasetError, register_datasets
 from ..data.image_limit import ImageTooLarge, check_pixels
+from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, first_line
 from ..weights.run_checkpointer import load_weights
 from .cpu import use_cpu
@@ -132,6 +134,20 @@ class Predictor:
         if isinstance(picture, np.ndarray):
             return np.ascontiguousarray(picture[:, :, ::-1])
         return read_rgb(picture, self.cfg.INPUT.MAX_PIXELS)
+
+
+def require_defcn(model: nn.Module, what: str) -> DeFCN:
+    """The model, where it is a DeFCN.
+
+    Args:
+        what: what needs it, the end of "only a DeFCN ...".
+
+    Raises:
+        UserError: it is another.
+    """
+    if not isinstance(model, DeFCN):
+        raise UserError(f"the model is a {type(model).__name__}: only a DeFCN {what}")
+    return model
 
 
 def metadata_of(cfg: CfgNode) -> Metadata:

@@ -12,8 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from ..engine.datasets import check_names, load_records
-from ..engine.predictor import Predictor, read_rgb
-from ..modeling.meta_arch import DeFCN
+from ..engine.predictor import Predictor, read_rgb, require_defcn
 from ..structures import Predictions, Priors
 from ..utils.errors import UserError
 from ..utils.printable import printable
@@ -69,20 +68,13 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
     Raises:
         UserError: there is no such data set or image, or it has no objects; or no DeFCN.
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty: give a trained model, --weights FILE")
     if not dataset and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: give --dataset NAME")
     dataset = dataset or cfg.DATASETS.TEST[0]
     check_names([dataset], "--dataset")
     record = find_record(load_records(cfg, [dataset], filter_empty=False), image)
     predictor = Predictor(cfg)
-    model = predictor.model
-    if not isinstance(model, DeFCN):
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: only a DeFCN has "
-            "locations to draw"
-        )
+    model = require_defcn(predictor.model, "has locations to draw")
     pixels = read_rgb(record["file_name"], cfg.INPUT.MAX_PIXELS)
     with torch.no_grad():
         images = model.preprocess_image([predictor.inputs(pixels)])

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 
-from ..config.load import load_config
-from ..engine.cpu import use_cpu
 from ..engine.reporting import reported
+from ..utils.command_line import add_model_arguments, trained_config
 from ..utils.errors import UserError
 from .assignment import DEFAULT, draw_assignment
 from .curves import draw_curves, load_runs
@@ -34,16 +32,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="%(default)s",
     )
     model = argparse.ArgumentParser(add_help=False)
-    model.add_argument(
-        "--config-file", required=True, metavar="FILE", help="a run's, or a short name"
-    )
-    model.add_argument("--weights", required=True, metavar="FILE", help="the trained model")
+    add_model_arguments(model)
     model.add_argument("--dataset", default="", metavar="NAME", help="the config's DATASETS.TEST")
     model.add_argument(
         "--image", default="0", help="its place in the data set, from 0, or its file name"
-    )
-    model.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, at the end"
     )
     evaluation = argparse.ArgumentParser(add_help=False)
     evaluation.add_argument("--dataset", required=True, metavar="NAME", help="as evaluated")
@@ -158,9 +150,7 @@ _COMMANDS = {
 
 
 def _load(args: argparse.Namespace) -> tuple[CfgNode, Example]:
-    cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
-    if not torch.cuda.is_available():
-        cfg = use_cpu(cfg)
+    cfg = trained_config(args)
     return cfg, load_example(cfg, args.dataset, args.image)
 
 

@@ -12,7 +12,7 @@ from tiny_data import CONFIG, TINY_MODEL, tiny_sets
 import defcn_d2
 from defcn_d2 import engine
 from defcn_d2.config.load import load_config
-from defcn_d2.engine.predictor import read_rgb
+from defcn_d2.engine.predictor import read_rgb, require_defcn
 from defcn_d2.utils.errors import UserError
 
 OPTS = [*TINY_MODEL, "TEST.DETECTIONS_PER_IMAGE", "5"]
@@ -149,3 +149,9 @@ def test_it_is_found_in_the_package():
     assert defcn_d2.Predictor is engine.Predictor
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         defcn_d2.Nothing  # noqa: B018
+
+
+def test_other_models_are_refused_where_a_defcn_is_needed(predictor):
+    assert require_defcn(predictor.model, "is exported") is predictor.model
+    with pytest.raises(UserError, match="the model is a ReLU: only a DeFCN is exported"):
+        require_defcn(torch.nn.ReLU(), "is exported")

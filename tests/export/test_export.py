@@ -333,7 +333,6 @@ def test_an_export_that_cannot_be_written_is_told(weights, tmp_path, capsys, mon
         (["--config-file", "no.yaml"], "configuration file 'no.yaml' does not exist"),
         (["MODEL.WEIGHTS", "no.pth"], "weights 'no.pth' do not exist"),
         (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
-        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "'RetinaNet': only DeFCN is exported"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, capsys, arguments, sentence):
@@ -383,4 +382,4 @@ def test_program():
         text=True,
     )
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.splitlines()[-1].startswith("error: configuration file 'no.yaml'")
+    assert result.stderr.startswith("error: configuration file 'no.yaml'")

@@ -63,7 +63,6 @@ def test_the_model_gets_the_image_as_in_a_test(opts, tmp_path, monkeypatch) -> N
 @pytest.mark.parametrize(
     "opts, sentence",
     [
-        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
         (["DATASETS.TEST", "()"], "DATASETS.TEST is empty: give --dataset NAME"),
     ],
 )
