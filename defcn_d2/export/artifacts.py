@@ -144,7 +144,7 @@ def require_onnx() -> ModuleType:
 
 def _example(detector: DeployedDetector) -> Tensor:
     """Two images with several cells on every level, of sizes that differ and divide by nothing."""
-    coarsest = max(detector.detector.head.strides)
+    coarsest = max(detector.strides)
     height, width = 2 * coarsest + 13, 3 * coarsest - 21
     generator = torch.Generator().manual_seed(0)
     channels = len(detector.pixel_mean)

@@ -24,7 +24,7 @@ def describe(cfg: CfgNode, detector: DeployedDetector) -> dict[str, str]:
     values = {
         "class_names": class_names(cfg),
         "category_ids": _category_ids(cfg),
-        "strides": detector.detector.head.strides,
+        "strides": detector.strides,
         "input_format": cfg.INPUT.FORMAT,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "size_divisibility": detector.divisibility,

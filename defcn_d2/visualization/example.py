@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,6 @@ class Example:
         classes: names by number.
         strides: of the levels in pixels, finest first.
         priors, predictions: of this image alone.
-        quality_branch: ``MODEL.DEFCN.QUALITY_BRANCH``.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Example:
     strides: list[int]
     priors: Priors
     predictions: Predictions
-    quality_branch: str
 
     @property
     def level_names(self) -> list[str]:
@@ -51,10 +49,9 @@ class Example:
 
     def level_shape(self, level: int) -> tuple[int, int]:
         """Rows and columns of a level's grid, padding of the input included."""
-        start = sum(self.priors.level_sizes[:level])
-        centers = self.priors.centers[start : start + self.priors.level_sizes[level]]
-        columns = int((centers[:, 1] == centers[0, 1]).sum())
-        return len(centers) // columns, columns
+        centers = self.priors.centers.split(self.priors.level_sizes)[level]
+        columns, rows = ((centers / self.strides[level]).long().amax(dim=0) + 1).tolist()
+        return rows, columns
 
 
 def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
@@ -86,12 +83,9 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
         image=pixels,
         gt=_ground_truth(record, transform.apply_box, pixels.shape[:2]),
         classes=class_names(dataset, cfg.MODEL.DEFCN.NUM_CLASSES),
-        strides=list(model.head.strides),
-        priors=Priors(
-            priors.boxes.cpu(), priors.strides.cpu(), priors.level_sizes, priors.level_shapes
-        ),
+        strides=[int(stride) for stride in priors.level_strides],
+        priors=replace(priors, boxes=priors.boxes.cpu(), strides=priors.strides.cpu()),
         predictions=_on_cpu(predictions[0]),
-        quality_branch=model.head.quality_branch,
     )
 
 
@@ -133,8 +127,10 @@ def _ground_truth(record: Record, apply: Any, size: tuple[int, int]) -> Instance
 
 def _on_cpu(predictions: Predictions) -> Predictions:
     quality = predictions.quality_logits
-    return Predictions(
-        predictions.cls_logits.float().cpu(),
-        predictions.boxes.float().cpu(),
-        None if quality is None else quality.float().cpu(),
+    return replace(
+        predictions,
+        cls_logits=predictions.cls_logits.float().cpu(),
+        boxes=predictions.boxes.float().cpu(),
+        quality_logits=None if quality is None else quality.float().cpu(),
+        extra={name: values.cpu() for name, values in predictions.extra.items()},
     )

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from ..engine.reporting import reported
 from ..utils.command_line import add_model_arguments, trained_config
 from ..utils.errors import UserError
-from .assignment import DEFAULT, draw_assignment
+from .assignment import draw_assignment, own_matchers
 from .curves import draw_curves, load_runs
 from .duplicate_pairs import duplicate_pictures
 from .example import Example, load_example
@@ -51,8 +51,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         return commands.add_parser(name, help=text, description=text, parents=[common, *parents])
 
     command = add("assignment", "which locations each matcher makes positive", model)
-    command.add_argument("--matchers", nargs="+", default=list(DEFAULT), metavar="NAME")
-    command = add("scores", "score maps by level before and after 3D Max Filtering", model)
+    command.add_argument("--matchers", nargs="+", metavar="NAME", help="default: the config's")
+    command = add("scores", "score maps by level before and after the quality branch", model)
     command.add_argument("--object", type=int, metavar="N", help="its number; else the largest")
     command = add("duplicates", "duplicates, without and with NMS", evaluation)
     command.add_argument("--score", type=float, default=0.3, help="least score drawn, %(default)s")
@@ -82,13 +82,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _assignment(args: argparse.Namespace) -> None:
     cfg, example = _load(args)
-    figure = draw_assignment(cfg, example, args.matchers)
+    matchers = args.matchers or own_matchers(cfg)
+    figure = draw_assignment(cfg, example, matchers)
     note = (
         "A dot is a location that learns an object, in the colour of the object's class; the "
         "larger, the better the model's own prediction there suits the object. The grid is the "
         "level's, where it is coarse enough to be seen."
     )
-    title = f"{', '.join(args.matchers)} on {example.name}"
+    title = f"{', '.join(matchers)} on {example.name}"
     _save(args, "Assignment", [Picture(title, note, figure_png(figure))])
 
 
@@ -104,7 +105,7 @@ def _scores(args: argparse.Namespace) -> None:
         "Without NMS each location with a high score is a detection: all but one are duplicates.",
         figure_png(draw_object_scores(example, args.object)),
     )
-    _save(args, "Scores before and after 3D Max Filtering", [maps, one])
+    _save(args, "Scores before and after the quality branch", [maps, one])
 
 
 def _duplicates(args: argparse.Namespace) -> None:
