@@ -1,14 +1,8 @@
 """Train or evaluate a detector: see README.md, or ``python train_net.py --help``."""
 
-import os
 import sys
-import warnings
 
-# Read when torch is imported: threads that wait for work sleep, see defcn_d2/engine/cpu.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-warnings.filterwarnings("ignore", ".*torch.jit.script")  # by what Detectron2 imports
-
-from defcn_d2.engine import run  # noqa: E402
+from defcn_d2.engine import run
 
 if __name__ == "__main__":
     sys.exit(run())

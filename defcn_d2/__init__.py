@@ -5,10 +5,21 @@ data that ``DATASETS.REGISTER`` in them names. Importing this package registers 
 meta-architecture ``DeFCN``, its backbones, matchers and the built-in data sets.
 """
 
+import os
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
+# Threads that wait for work sleep, see engine/cpu.py. Read when torch is imported, and so of no
+# effect, nor claimed, where it has been.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 try:
-    import detectron2  # noqa: F401
+    with warnings.catch_warnings():
+        # by losses that Detectron2 and fvcore script while this imports them
+        warnings.filterwarnings("ignore", ".*torch.jit.script")
+        import detectron2.modeling  # noqa: F401
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "defcn_d2 needs Detectron2, which is not installed; install it with "

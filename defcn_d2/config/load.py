@@ -11,7 +11,6 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..data import DatasetError, register_datasets
 from ..utils.errors import UserError, as_user_error, did_you_mean, first_line
-from .bounded_yaml import BoundedYaml
 from .defaults import add_defcn_config
 from .files import config_file as packaged_file
 from .files import config_names
@@ -66,7 +65,6 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         raise UserError(f"configuration file {config_file!r} is not a .yaml file, give one")
     try:
         address = str(path) if "://" not in config_file else config_file
-        BoundedYaml.load_yaml_with_base(address, allow_unsafe=False)
         # Detectron2 builds any Python object that a yaml asks for, unless told otherwise
         cfg.merge_from_file(address, allow_unsafe=False)
     except FileNotFoundError as error:

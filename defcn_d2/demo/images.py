@@ -1,10 +1,12 @@
 """Detections drawn on image files."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
+from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..engine.predictor import read_rgb
@@ -12,7 +14,6 @@ from ..utils.errors import UserError
 from ..utils.printable import printable
 from .coco_results import Results, image_ids
 from .overlay import draw_detections
-from .parallel import Item, Result
 from .window import Window
 
 # Short side of a drawing, in pixels, below which its letters are too large for it.
@@ -22,7 +23,7 @@ _SHORT_SIDE = 400
 def run_on_images(
     files: Sequence[str],
     targets: Sequence[Path] | None,
-    detect: Callable[[Iterable[Item]], Iterator[Result]],
+    detect: Callable[[np.ndarray], Instances],
     names: Sequence[str],
     window: Window | None,
     results: Results | None = None,
@@ -31,9 +32,9 @@ def run_on_images(
     """Detect on each image, and draw.
 
     Args:
-        files: what cannot be read is told and left out.
+        files: those that cannot be read are reported and left out.
         targets: a file for the drawing of each, or None.
-        detect: (tag, RGB image) to (tag, image, detections), in order.
+        detect: (H, W, 3) uint8 RGB to detections.
         names: of the classes.
         window: where drawings are shown, a key apart; or None.
         results: takes all detections; or None.
@@ -43,24 +44,21 @@ def run_on_images(
         the exit status: 1 if an image could not be read.
     """
     failed = 0
-
-    def readable() -> Iterator[Item]:
-        nonlocal failed
-        quiet = len(files) < 2 or window is not None
-        for number, file in enumerate(tqdm(files, unit="image", disable=quiet)):
-            try:
-                yield number, read_rgb(file, max_pixels)
-            except UserError as error:
-                tqdm.write(printable(f"skipped: {error}"), file=sys.stderr)
-                failed += 1
-
     ids = image_ids(files)
-    for number, image, found in detect(readable()):
+    quiet = len(files) < 2 or window is not None
+    for number, file in enumerate(tqdm(files, unit="image", disable=quiet)):
+        try:
+            image = read_rgb(file, max_pixels)
+        except UserError as error:
+            tqdm.write(printable(f"skipped: {error}"), file=sys.stderr)
+            failed += 1
+            continue
+        found = detect(image)
         target = targets[number] if targets else None
         see = f", see {target}" if target else ""
-        tqdm.write(printable(f"{files[number]}: {len(found)} objects{see}"))
+        tqdm.write(printable(f"{file}: {len(found)} objects{see}"))
         if results is not None:
-            results.add(ids[number], files[number], found)
+            results.add(ids[number], file, found)
         if target is None and window is None:
             continue
         scale = max(1.0, _SHORT_SIDE / min(image.shape[:2]))

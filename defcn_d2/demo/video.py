@@ -4,12 +4,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import cv2
 import numpy as np
+from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..utils.errors import UserError
@@ -17,7 +18,6 @@ from ..utils.printable import printable
 from .coco_results import Results
 from .inputs import make_folder
 from .overlay import draw_detections
-from .parallel import Item, Result
 from .window import Window
 
 # Codecs by the suffix of the file, the first that OpenCV can write is taken. Its wheels on the
@@ -36,7 +36,7 @@ _CONVERT = "convert it, as to .mp4"
 def run_on_video(
     video: cv2.VideoCapture,
     source: str | int,
-    detect: Callable[[Iterable[Item]], Iterator[Result]],
+    detect: Callable[[np.ndarray], Instances],
     names: Sequence[str],
     target: Path | None,
     window: Window | None,
@@ -47,7 +47,7 @@ def run_on_video(
     Args:
         video: from ``open_source``.
         source: its name, or the number of the camera.
-        detect: (tag, RGB image) to (tag, image, detections), in order.
+        detect: (H, W, 3) uint8 RGB to detections.
         names: of the classes.
         target: a file that appears when all is done, or None.
         window: where the frames are shown, or None.
@@ -67,7 +67,8 @@ def run_on_video(
         bar = stack.enter_context(tqdm(total=frames.expected, unit="frame"))
         stack.callback(video.release)
         try:
-            for number, rgb, found in detect(enumerate(frames)):
+            for number, rgb in enumerate(frames):
+                found = detect(rgb)
                 if results is not None:
                     results.add(number, str(source), found)
                 if target is not None or window is not None:

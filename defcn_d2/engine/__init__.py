@@ -2,8 +2,8 @@
 
 from ..config.load import load_config
 from ..utils.errors import UserError
-from .image_predictor import Predictor
 from .optimizer import build_optimizer
+from .predictor import Predictor
 from .reporting import reported
 from .train_command import main, run
 from .trainer import Trainer

@@ -21,7 +21,6 @@ _TOLD = ("Exception during training:", "Exception in writing metrics:")
 
 _IRRELEVANT = (
     "torch.meshgrid: in an upcoming release",
-    ".*torch.jit.script.*",
     ".*pin_memory.*",
 )
 

@@ -3,22 +3,26 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
+from torch import nn
 
 from ..config.load import load_config
-from ..data import register_datasets
+from ..data import DatasetError, register_datasets
 from ..data.image_limit import ImageTooLarge, check_pixels
+from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, first_line
+from ..weights.run_checkpointer import load_weights
 from .cpu import use_cpu
-from .image_predictor import Predictor as ConfigPredictor
-from .image_predictor import metadata_of
+from .trainer import Trainer
 
 Picture = np.ndarray | str | os.PathLike
 
@@ -31,13 +35,15 @@ class Predictor:
 
     Attributes:
         cfg: the frozen config of the model.
+        model: in inference mode.
+        resize: the augmentation that gives images their size for tests.
         class_names: of the data it was trained on, by number; empty where they are not known.
     """
 
     def __init__(
         self,
         config: str | os.PathLike | CfgNode,
-        weights: str | os.PathLike,
+        weights: str | os.PathLike | None = None,
         *,
         device: str | None = None,
         opts: Sequence[str] = (),
@@ -46,18 +52,17 @@ class Predictor:
         Args:
             config: a yaml file, such as the config.yaml of a run; the short name of a config that
                 comes with the package, see ``config_names()``; or a config.
-            weights: the trained model, a file.
-            device: as "cuda:1"; None: a GPU where there is one, else the CPU.
+            weights: the trained model, a file; None: the config's ``MODEL.WEIGHTS``.
+            device: as "cuda:1"; None: the config's ``MODEL.DEVICE``, or the CPU where that is a
+                GPU and there is none.
             opts: KEY, VALUE, ... that change the config, flat and as text.
 
         Raises:
             UserError: a file that is missing or cannot be read, or a wrong key.
         """
-        weights = os.fspath(weights)
-        if "://" not in weights and not os.path.isfile(weights):
-            raise UserError(f"weights {weights!r} do not exist; give the file of a trained model")
-        opts = [*opts, "MODEL.WEIGHTS", weights]
-        opts += ["MODEL.DEVICE", device or ("cuda" if torch.cuda.is_available() else "cpu")]
+        opts = [*opts]
+        opts += ["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else []
+        opts += ["MODEL.DEVICE", device] if device else []
         if isinstance(config, CfgNode):
             cfg = config.clone()
             cfg.defrost()
@@ -66,10 +71,18 @@ class Predictor:
             cfg.freeze()
         else:
             cfg = load_config(os.fspath(config), opts)
-        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        path = cfg.MODEL.WEIGHTS
+        if path and "://" not in path and not os.path.isfile(path):
+            raise UserError(f"weights {path!r} do not exist; give the file of a trained model")
+        no_gpu = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
+        if device and no_gpu:
             raise UserError(f"device {device!r} is not there: no GPU that PyTorch can use")
-        self.cfg = use_cpu(cfg) if cfg.MODEL.DEVICE == "cpu" else cfg
-        self._predictor = ConfigPredictor(self.cfg)
+        self.cfg = cfg = use_cpu(cfg) if no_gpu or cfg.MODEL.DEVICE == "cpu" else cfg
+        self.model = Trainer.build_model(cfg).eval()
+        load_weights(cfg, self.model)
+        self.resize = ResizeShortestEdge(
+            [cfg.INPUT.MIN_SIZE_TEST] * 2, max_size=cfg.INPUT.MAX_SIZE_TEST
+        )
         self.class_names: list[str] = list(metadata_of(cfg).get("thing_classes") or [])
 
     @overload
@@ -101,13 +114,54 @@ class Predictor:
         for number, picture in enumerate(pictures):
             if not isinstance(picture, (str, os.PathLike)):
                 _check_array(picture, "the image" if single else f"image {number} of the list")
-        found = [self._predictor(self._to_rgb(picture)) for picture in pictures]
+        found = [self.detections(self._to_rgb(picture)) for picture in pictures]
         return found[0] if single else found
+
+    @torch.no_grad()
+    def detections(self, image: np.ndarray) -> Instances:
+        """As the call's, of one (H, W, 3) uint8 array in RGB."""
+        return self.model([self.inputs(image)])[0]["instances"].to("cpu")
+
+    def inputs(self, image: np.ndarray) -> dict[str, Any]:
+        """The model's input for (H, W, 3) uint8 in RGB: resized, in the order INPUT.FORMAT."""
+        height, width = image.shape[:2]
+        pixels = convert_PIL_to_numpy(Image.fromarray(image), self.cfg.INPUT.FORMAT)
+        pixels = self.resize.get_transform(pixels).apply_image(pixels)
+        tensor = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1).copy())
+        return {"image": tensor, "height": height, "width": width}
 
     def _to_rgb(self, picture: Picture) -> np.ndarray:
         if isinstance(picture, np.ndarray):
             return np.ascontiguousarray(picture[:, :, ::-1])
         return read_rgb(picture, self.cfg.INPUT.MAX_PIXELS)
+
+
+def require_defcn(model: nn.Module, what: str) -> DeFCN:
+    """The model, where it is a DeFCN.
+
+    Args:
+        what: what needs it, the end of "only a DeFCN ...".
+
+    Raises:
+        UserError: it is another.
+    """
+    if not isinstance(model, DeFCN):
+        raise UserError(f"the model is a {type(model).__name__}: only a DeFCN {what}")
+    return model
+
+
+def metadata_of(cfg: CfgNode) -> Metadata:
+    """Metadata of the config's first data set, with its class names if they can be found."""
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    if not names:
+        return MetadataCatalog.get("__no_data_set")
+    metadata = MetadataCatalog.get(names[0])
+    if metadata.get("thing_classes") is None and names[0] in DatasetCatalog.list():
+        try:
+            DatasetCatalog.get(names[0])  # some sets know their classes only when loaded
+        except (OSError, DatasetError):
+            pass  # not on this machine: detections have numbers for names
+    return metadata
 
 
 def read_rgb(path: str | os.PathLike, max_pixels: int = 100_000_000) -> np.ndarray:

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ..config.load import find_config_file, load_config
+from ..utils.command_line import add_weights, overrides
 from ..utils.errors import as_user_error
 from ..weights.run_checkpointer import Checkpointer
 from .cluster.distributed import Torchrun
@@ -42,7 +43,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         the exit status: 0; 1 after a mistake that the user can put right, told on stderr; 75
         after a signal of a cluster, SIGTERM or SIGUSR1, when all is saved.
     """
-    args = default_argument_parser().parse_args(arguments)
+    parser = default_argument_parser()
+    add_weights(parser)
+    args = parser.parse_args(arguments)
+    args.opts = overrides(args)
     with as_user_error(ValueError, "{}"):
         torchrun = Torchrun.from_environment()
     if torchrun is not None:

@@ -1,6 +1,6 @@
 """Trained detectors as files for other runtimes: what ``tools/export.py`` runs."""
 
-from .artifacts import FORMATS, Artifact, export_exported, export_onnx, export_torchscript
+from .artifacts import FORMATS, Artifact, export_exported, export_onnx
 from .description import describe
 from .detector import DeployedDetector
 from .export_command import run
@@ -21,7 +21,6 @@ __all__ = [
     "drawn_images",
     "export_exported",
     "export_onnx",
-    "export_torchscript",
     "make_batches",
     "run",
     "verify_artifact",

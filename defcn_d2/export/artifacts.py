@@ -1,4 +1,4 @@
-"""A deployed detector as the content of a file: ONNX, exported program or TorchScript."""
+"""A deployed detector as the content of a file: ONNX or an exported program."""
 
 import contextlib
 import io
@@ -94,25 +94,9 @@ def export_exported(detector: DeployedDetector, metadata: Mapping[str, str]) -> 
     return Artifact(buffer.getvalue(), _without_gradient(loaded), operators)
 
 
-def export_torchscript(detector: DeployedDetector, metadata: Mapping[str, str]) -> Artifact:
-    """A program for ``torch.jit.load`` (C++ and Python), with its file metadata.json inside."""
-    with torch.no_grad(), standard_operators(), _quiet():
-        traced = torch.jit.trace(detector, _example(detector), check_trace=False)
-        traced = torch.jit.freeze(traced)
-    buffer = io.BytesIO()
-    with _quiet():
-        torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(metadata)})
-        buffer.seek(0)
-        loaded = torch.jit.load(buffer)
-    nodes = [node.kind() for node in traced.inlined_graph.nodes()]
-    operators = Counter(kind for kind in nodes if not kind.startswith("prim::"))
-    return Artifact(buffer.getvalue(), _without_gradient(loaded), operators)
-
-
 FORMATS: dict[str, Callable[[DeployedDetector, Mapping[str, str]], Artifact]] = {
     "onnx": export_onnx,
     "exported": export_exported,
-    "torchscript": export_torchscript,
 }
 
 
@@ -147,7 +131,7 @@ def require_onnx() -> ModuleType:
     if version < MIN_TORCH:
         raise UserError(
             f"torch {torch.__version__} is too old for --format onnx, which needs "
-            f"{'.'.join(map(str, MIN_TORCH))}; update it, or take --format torchscript"
+            f"{'.'.join(map(str, MIN_TORCH))}; update it, or take --format exported"
         )
     try:
         import onnx  # noqa: F401
@@ -160,7 +144,7 @@ def require_onnx() -> ModuleType:
 
 def _example(detector: DeployedDetector) -> Tensor:
     """Two images with several cells on every level, of sizes that differ and divide by nothing."""
-    coarsest = max(detector.detector.head.strides)
+    coarsest = max(detector.strides)
     height, width = 2 * coarsest + 13, 3 * coarsest - 21
     generator = torch.Generator().manual_seed(0)
     channels = len(detector.pixel_mean)

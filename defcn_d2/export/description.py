@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 import defcn_d2
 
-from ..engine.image_predictor import metadata_of
+from ..engine.predictor import metadata_of
 from .detector import DeployedDetector
 
 
@@ -24,7 +24,7 @@ def describe(cfg: CfgNode, detector: DeployedDetector) -> dict[str, str]:
     values = {
         "class_names": class_names(cfg),
         "category_ids": _category_ids(cfg),
-        "strides": detector.detector.head.strides,
+        "strides": detector.strides,
         "input_format": cfg.INPUT.FORMAT,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "size_divisibility": detector.divisibility,

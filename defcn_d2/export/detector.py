@@ -20,6 +20,7 @@ class DeployedDetector(nn.Module):
 
     Attributes:
         topk: k, detections an image; the same for every image.
+        strides: of the levels in pixels, finest first.
     """
 
     pixel_mean: Tensor
@@ -44,6 +45,14 @@ class DeployedDetector(nn.Module):
         detector = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         detector.criteria = nn.ModuleList()
         detector.to(memory_format=torch.contiguous_format)
+        step = self.divisibility = max(detector.backbone.size_divisibility, 1)
+        with torch.no_grad():  # the smallest image
+            smallest = torch.zeros(1, len(detector.pixel_mean), step, step)
+            priors, predictions = detector.predict(smallest)
+        self.strides = [int(stride) for stride in priors.level_strides]
+        self.num_classes: int = predictions.cls_logits.shape[2]
+        #: Locations that no image has: the smallest one gives k detections with them.
+        self.extra_locations = max(0, math.ceil(topk / self.num_classes) - len(priors))
         fold_batch_norms(detector)
         detector.prior_generator = GridPriors(detector.prior_generator)
         if half:
@@ -55,12 +64,6 @@ class DeployedDetector(nn.Module):
         self.resize = resize
         self.register_buffer("pixel_mean", detector.pixel_mean.clone())
         self.register_buffer("pixel_std", detector.pixel_std.clone())
-        self.divisibility = max(detector.backbone.size_divisibility, 1)
-        self.num_classes: int = detector.head.cls_score.out_channels
-        self.centerness = detector.head.quality_branch == "centerness"
-        smallest = sum(math.ceil(self.divisibility / stride) ** 2 for stride in model.head.strides)
-        #: Locations that no image has: the smallest one gives k detections with them.
-        self.extra_locations = max(0, math.ceil(topk / self.num_classes) - smallest)
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,12 +78,7 @@ class DeployedDetector(nn.Module):
             candidates ends with empty boxes of score 0.
         """
         _, predictions = self.detector.predict(self._preprocess(images).to(self.dtype))
-        scores = predictions.cls_logits.float().sigmoid()
-        if predictions.quality_logits is not None:
-            scores = scores * predictions.quality_logits.float().sigmoid().unsqueeze(-1)
-            if self.centerness:
-                scores = scores.sqrt()
-        boxes = predictions.boxes.float()
+        scores, boxes = predictions.scores(), predictions.boxes.float()
         if self.extra_locations:
             scores = F.pad(scores, (0, 0, 0, self.extra_locations))
             boxes = F.pad(boxes, (0, 0, 0, self.extra_locations))
@@ -112,7 +110,7 @@ class DeployedDetector(nn.Module):
 
 
 class GridPriors(nn.Module):
-    """Priors as Detectron2's ``DefaultAnchorGenerator`` has them, one a location.
+    """Priors as Detectron2's ``DefaultAnchorGenerator`` has them, A a location.
 
     Counted in whole cells, since an exporter makes nothing of the length of a range of floats.
     """
@@ -125,7 +123,7 @@ class GridPriors(nn.Module):
             self.register_buffer(f"cell{level}", cell.clone())
 
     def forward(self, features: list[Tensor]) -> list[Boxes]:
-        """(N, C, H_l, W_l) per level to H_l * W_l boxes each, row-major, in pixels."""
+        """(N, C, H_l, W_l) per level to H_l * W_l * A boxes each, row-major, in pixels."""
         levels = []
         for level, (feature, stride) in enumerate(zip(features, self.strides)):
             rows, columns = feature.shape[2], feature.shape[3]
@@ -133,6 +131,6 @@ class GridPriors(nn.Module):
             x = (torch.arange(columns, device=feature.device) + self.offset) * stride
             y, x = y.unsqueeze(1).expand(rows, columns), x.expand(rows, columns)
             centers = torch.stack([x, y, x, y], dim=-1)
-            boxes = centers + getattr(self, f"cell{level}")
-            levels.append(Boxes(boxes.flatten(0, 1)))
+            boxes = centers.unsqueeze(2) + getattr(self, f"cell{level}")  # (H, W, A, 4)
+            levels.append(Boxes(boxes.flatten(0, 2)))
         return levels

@@ -11,16 +11,12 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..config.load import load_config
 from ..data.synthetic.storage import write_atomically
 from ..demo.inputs import find_images
-from ..engine import Trainer
-from ..engine.cpu import use_cpu
-from ..engine.predictor import read_rgb
+from ..engine.predictor import Predictor, read_rgb, require_defcn
 from ..engine.reporting import reported
-from ..modeling.meta_arch import DeFCN
+from ..utils.command_line import add_model_arguments, trained_config
 from ..utils.errors import UserError
-from ..weights.run_checkpointer import load_weights
 from .artifacts import FORMATS, Outputs, require_onnx
 from .benchmark import latency
 from .comparison import Difference
@@ -36,9 +32,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Export a trained detector, verified on images: see docs/export.md."
     )
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="the one that was trained"
-    )
+    add_model_arguments(parser)
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--fp16", action="store_true", help="compute in float16")
@@ -64,9 +58,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--benchmark", action="store_true", help="print the latency of the export and of PyTorch"
     )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes of the config"
-    )
     return parser.parse_args(arguments)
 
 
@@ -83,7 +74,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     cfg = setup(args)
     images = read_images(args.images, cfg.INPUT.MAX_PIXELS)
-    model = load_model(cfg)
+    predictor = Predictor(cfg, device="cpu")
+    model, cfg = require_defcn(predictor.model, "is exported"), predictor.cfg
     topk = args.topk or default_topk(cfg)
     resize = tuple(args.resize) if args.resize else None
     batches = make_batches(
@@ -112,14 +104,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The config, for the CPU; what is wrong with the arguments is told before any work."""
-    cfg = load_config(args.config_file, args.opts)
-    if cfg.MODEL.META_ARCHITECTURE != "DeFCN":
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: only DeFCN is exported"
-        )
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty: give a trained model, MODEL.WEIGHTS FILE")
+    """The config; mistakes in the arguments are reported before any work."""
+    cfg = trained_config(args)
     if args.topk is not None and not 1 <= args.topk <= MAX_TOPK:
         raise UserError(f"--topk is {args.topk}: give 1 to {MAX_TOPK}")
     if args.resize and min(args.resize) < 1:
@@ -127,7 +113,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.format == "onnx":
         require_onnx()
     args.output = check_output(args.output)
-    return use_cpu(cfg)
+    return cfg
 
 
 def check_output(output: str) -> Path:
@@ -167,14 +153,6 @@ def read_images(name: str | None, max_pixels: int = 0) -> list[np.ndarray]:
         except UserError as error:
             raise UserError(f"--images: {error}; leave it out") from error
     return images
-
-
-def load_model(cfg: CfgNode) -> DeFCN:
-    """The trained model, for inference."""
-    model = Trainer.build_model(cfg).eval()
-    assert isinstance(model, DeFCN)
-    load_weights(cfg, model)
-    return model
 
 
 def default_topk(cfg: CfgNode) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.structures import Boxes, pairwise_iou
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,43 +14,50 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..modeling.matcher import build_matcher
-from ..modeling.matcher.costs import prediction_quality
 from ..structures import Priors
 from ..utils.errors import UserError, as_user_error
 from .colors import class_color
 from .example import Example
 from .page import figure_text
 
-DEFAULT = ("POTO", "POTOAux", "ATSS", "FCOS")
 # Side of an anchor in strides, for matchers by anchors where the model has points: the release's.
 _ANCHOR_SCALE = 4
+# Weight of the IoU in the quality of a prediction, as in POTO (arXiv 2012.03544, eq. 3).
+_ALPHA = 0.8
 # Area of a dot in points^2: that of quality 0, and what quality 1 adds.
 _SMALL, _MORE = 12.0, 120.0
 _QUALITIES = (0.0, 0.5, 1.0)
+
+
+def own_matchers(cfg: CfgNode) -> list[str]:
+    """Names of those that a config trains with."""
+    node = cfg.MODEL.DEFCN
+    return [node.MATCHER.NAME] + ([node.AUX.MATCHER.NAME] if node.AUX.ENABLED else [])
 
 
 def assignments(cfg: CfgNode, example: Example, matchers: Sequence[str]) -> list[Tensor]:
     """(R,) int64 per matcher: the object that each location learns, or less than 0.
 
     Args:
-        cfg: whose keys of ``MODEL.DEFCN.MATCHER`` the matchers take, POTOAux those of its own.
+        cfg: whose keys of ``MODEL.DEFCN.MATCHER`` the matchers take, that of
+            ``MODEL.DEFCN.AUX`` those of its own.
         matchers: names.
 
     Raises:
         UserError: there is no such matcher, or it does not fit the model.
     """
     if not matchers:
-        raise UserError("--matchers is empty: name one, such as POTO")
+        raise UserError(f"--matchers is empty: name one, such as {own_matchers(cfg)[0]}")
+    main, aux = cfg.MODEL.DEFCN.MATCHER, cfg.MODEL.DEFCN.AUX.MATCHER
     found = []
     for name in matchers:
-        node = cfg.MODEL.DEFCN.AUX.MATCHER if name == "POTOAux" else cfg.MODEL.DEFCN.MATCHER
-        node = node.clone()
+        node = (aux if name == aux.NAME else main).clone()
         node.defrost()
         node.NAME = name
         with as_user_error(ValueError, f"--matchers {name}: {{}}"):
             matcher = build_matcher(node, "--matchers")
             priors = example.priors
-            if name == "Anchor" and cfg.MODEL.DEFCN.PRIORS == "points":
+            if getattr(matcher, "priors", "") == "anchors" and cfg.MODEL.DEFCN.PRIORS == "points":
                 priors = _anchors(priors)
             found.append(matcher(priors, example.predictions, example.gt).gt_idxs)
     return found
@@ -62,20 +70,24 @@ def _anchors(priors: Priors) -> Priors:
     return replace(priors, boxes=boxes, level_shapes=None)
 
 
-def draw_assignment(cfg: CfgNode, example: Example, matchers: Sequence[str] = DEFAULT) -> Figure:
+def _quality(example: Example) -> Tensor:
+    """(M, R) in [0, 1]: score^(1-a) IoU^a of each location's prediction for each object."""
+    found, gt = example.predictions, example.gt
+    overlap = pairwise_iou(gt.gt_boxes, Boxes(found.boxes)).nan_to_num().clamp(0, 1)
+    return found.scores().T[gt.gt_classes] ** (1 - _ALPHA) * overlap**_ALPHA
+
+
+def draw_assignment(cfg: CfgNode, example: Example, matchers: Sequence[str]) -> Figure:
     """A row a level that any matcher uses, a column a matcher.
 
-    A dot is a positive location, in the colour of its object's class; its area grows with POTO's
-    quality p^(1-a) IoU^a of the model's own prediction there, whatever the matcher went by.
+    A dot is a positive location, in the colour of its object's class; its area grows with the
+    quality score^(1-a) IoU^a of the model's own prediction there, whatever the matcher went by.
 
     Args, raises: as ``assignments``.
     """
     chosen = assignments(cfg, example, matchers)
     gt = example.gt
-    alpha = cfg.MODEL.DEFCN.MATCHER.ALPHA
-    quality = prediction_quality(
-        example.predictions, gt.gt_boxes.tensor, gt.gt_classes, alpha, fused=True
-    )
+    quality = _quality(example)
     starts = np.cumsum([0, *example.priors.level_sizes])
     used = [
         level
@@ -108,7 +120,7 @@ def draw_assignment(cfg: CfgNode, example: Example, matchers: Sequence[str] = DE
     objects = f"{len(gt)} object{'s' * (len(gt) > 1)}"
     where = figure_text(example.name)
     figure.suptitle(f"Positive locations in {where}, {objects}{note}", fontsize=12)
-    _legend(figure, example, alpha, len(matchers))
+    _legend(figure, example, len(matchers))
     return figure
 
 
@@ -151,7 +163,7 @@ def _area(quality: float) -> float:
     return _SMALL + _MORE * quality
 
 
-def _legend(figure: Figure, example: Example, alpha: float, columns: int) -> None:
+def _legend(figure: Figure, example: Example, columns: int) -> None:
     present = sorted(set(example.gt.gt_classes.tolist()))
     names = [figure_text(name) for name in example.classes]
     handles = [
@@ -177,6 +189,6 @@ def _legend(figure: Figure, example: Example, alpha: float, columns: int) -> Non
         ncols=min(len(handles) + len(dots), 3 * max(2, columns)),
         frameon=False,
         fontsize=9,
-        title=f"object's class; quality = p^{1 - alpha:.2g} IoU^{alpha:.2g} of what is predicted",
+        title=f"object's class; quality = score^{1 - _ALPHA:.2g} IoU^{_ALPHA:g} of the prediction",
         title_fontsize=9,
     )

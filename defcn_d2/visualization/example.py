@@ -2,21 +2,17 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Boxes, BoxMode, Instances
-from PIL import Image
 
-from ..engine import Predictor
 from ..engine.datasets import check_names, load_records
-from ..engine.predictor import read_rgb
-from ..modeling.meta_arch import DeFCN
+from ..engine.predictor import Predictor, read_rgb, require_defcn
 from ..structures import Predictions, Priors
 from ..utils.errors import UserError
 from ..utils.printable import printable
@@ -35,7 +31,6 @@ class Example:
         classes: names by number.
         strides: of the levels in pixels, finest first.
         priors, predictions: of this image alone.
-        quality_branch: ``MODEL.DEFCN.QUALITY_BRANCH``.
     """
 
     name: str
@@ -45,7 +40,6 @@ class Example:
     strides: list[int]
     priors: Priors
     predictions: Predictions
-    quality_branch: str
 
     @property
     def level_names(self) -> list[str]:
@@ -55,10 +49,9 @@ class Example:
 
     def level_shape(self, level: int) -> tuple[int, int]:
         """Rows and columns of a level's grid, padding of the input included."""
-        start = sum(self.priors.level_sizes[:level])
-        centers = self.priors.centers[start : start + self.priors.level_sizes[level]]
-        columns = int((centers[:, 1] == centers[0, 1]).sum())
-        return len(centers) // columns, columns
+        centers = self.priors.centers.split(self.priors.level_sizes)[level]
+        columns, rows = ((centers / self.strides[level]).long().amax(dim=0) + 1).tolist()
+        return rows, columns
 
 
 def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
@@ -72,41 +65,27 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
     Raises:
         UserError: there is no such data set or image, or it has no objects; or no DeFCN.
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty: give a trained model, --weights FILE")
     if not dataset and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: give --dataset NAME")
     dataset = dataset or cfg.DATASETS.TEST[0]
     check_names([dataset], "--dataset")
     record = find_record(load_records(cfg, [dataset], filter_empty=False), image)
-    model = Predictor(cfg).model
-    if not isinstance(model, DeFCN):
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: only a DeFCN has "
-            "locations to draw"
-        )
+    predictor = Predictor(cfg)
+    model = require_defcn(predictor.model, "has locations to draw")
     pixels = read_rgb(record["file_name"], cfg.INPUT.MAX_PIXELS)
-    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, max_size=cfg.INPUT.MAX_SIZE_TEST)
-    transform = resize.get_transform(pixels)
-    pixels = transform.apply_image(pixels)
-    inputs = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    if cfg.INPUT.FORMAT != "L":
-        inputs = pixels[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
-    tensor = torch.from_numpy(inputs.transpose(2, 0, 1).astype(np.float32))
     with torch.no_grad():
-        images = model.preprocess_image([{"image": tensor}])
+        images = model.preprocess_image([predictor.inputs(pixels)])
         priors, predictions = model.predict(images.tensor)
+    transform = predictor.resize.get_transform(pixels)
+    pixels = transform.apply_image(pixels)
     return Example(
         name=printable(os.path.basename(record["file_name"])),
         image=pixels,
         gt=_ground_truth(record, transform.apply_box, pixels.shape[:2]),
         classes=class_names(dataset, cfg.MODEL.DEFCN.NUM_CLASSES),
-        strides=list(model.head.strides),
-        priors=Priors(
-            priors.boxes.cpu(), priors.strides.cpu(), priors.level_sizes, priors.level_shapes
-        ),
+        strides=[int(stride) for stride in priors.level_strides],
+        priors=replace(priors, boxes=priors.boxes.cpu(), strides=priors.strides.cpu()),
         predictions=_on_cpu(predictions[0]),
-        quality_branch=model.head.quality_branch,
     )
 
 
@@ -148,8 +127,10 @@ def _ground_truth(record: Record, apply: Any, size: tuple[int, int]) -> Instance
 
 def _on_cpu(predictions: Predictions) -> Predictions:
     quality = predictions.quality_logits
-    return Predictions(
-        predictions.cls_logits.float().cpu(),
-        predictions.boxes.float().cpu(),
-        None if quality is None else quality.float().cpu(),
+    return replace(
+        predictions,
+        cls_logits=predictions.cls_logits.float().cpu(),
+        boxes=predictions.boxes.float().cpu(),
+        quality_logits=None if quality is None else quality.float().cpu(),
+        extra={name: values.cpu() for name, values in predictions.extra.items()},
     )

@@ -1,4 +1,4 @@
-"""Score maps by level before and after 3D Max Filtering, as in the paper's figure."""
+"""Score maps by level before and after the quality branch, as in the paper's figure."""
 
 import math
 
@@ -11,32 +11,29 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
+from ..structures import Predictions
 from ..utils.errors import UserError
 from .colors import class_color
 from .example import Example
 from .page import figure_text
 
 _COLORMAP = "magma"
-_BRANCHES = {"filter": "3D max filter", "centerness": "centerness"}
-# How a detection's score comes from them.
-_FUSED = {"filter": "class × filter", "centerness": "√(class × centerness)"}
+_QUALITY = "quality"
 
 
 def draw_scores(example: Example) -> Figure:
-    """A row a level: the best class score of each location, the filter, and the score of both.
+    """A row a level: the best class score of each location, the quality, and the score of both.
 
     Without a quality branch there is the class score alone.
     """
-    maps = {"class score, best class": _best(example.predictions.cls_logits)}
-    if example.predictions.quality_logits is not None:
-        quality = example.predictions.quality_logits.sigmoid()
-        before = next(iter(maps.values()))
-        maps[_BRANCHES[example.quality_branch]] = quality.numpy()
-        after = _fuse(torch.from_numpy(before), quality, example.quality_branch)
-        maps[f"score after: {_FUSED[example.quality_branch]}"] = after.numpy()
-    scores = [values for name, values in maps.items() if name not in _BRANCHES.values()]
+    predictions = example.predictions
+    maps = {"class score, best class": predictions.cls_logits.sigmoid().amax(dim=1).numpy()}
+    if predictions.quality_logits is not None:
+        maps[_QUALITY] = predictions.quality_logits.sigmoid().numpy()
+        maps[f"score after: {_rule(predictions)}"] = predictions.scores().amax(dim=1).numpy()
+    scores = [values for name, values in maps.items() if name != _QUALITY]
     scale = Normalize(0, _round_up(max(float(values.max()) for values in scores)))
-    norms = [Normalize(0, 1) if name in _BRANCHES.values() else scale for name in maps]
+    norms = [Normalize(0, 1) if name == _QUALITY else scale for name in maps]
     height, width = example.image.shape[:2]
     levels = len(example.strides)
     cell, columns = 2.5, len(maps) + 1
@@ -75,14 +72,9 @@ def _round_up(score: float) -> float:
     return min(1.0, math.ceil(score * 10 + 1e-6) / 10)
 
 
-def _fuse(scores: Tensor, quality: Tensor, branch: str) -> Tensor:
-    """The score of a detection, as ``inference.find_candidates`` has it."""
-    fused = scores * quality
-    return fused.sqrt() if branch == "centerness" else fused
-
-
-def _best(logits: Tensor) -> np.ndarray:
-    return logits.sigmoid().amax(dim=1).numpy()
+def _rule(predictions: Predictions) -> str:
+    """The formula of ``Predictions.scores``."""
+    return "√(class × quality)" if predictions.centerness else "class × quality"
 
 
 def _draw_image(axes: Axes, example: Example) -> None:
@@ -122,7 +114,7 @@ def _draw_map(
     rows, columns = example.level_shape(level)
     stride = example.strides[level]
     axes.imshow(
-        values.reshape(rows, columns),
+        values.reshape(rows, columns, -1).max(axis=2),
         cmap=_COLORMAP,
         norm=norm,
         extent=(0, columns * stride, rows * stride, 0),
@@ -156,10 +148,7 @@ def draw_object_scores(example: Example, number: int | None = None, count: int =
     centers = example.priors.centers
     inside = ((centers > boxes[number, :2]) & (centers < boxes[number, 2:])).all(dim=1)
     before = example.predictions.cls_logits[:, kind].sigmoid()
-    quality = example.predictions.quality_logits
-    after = before
-    if quality is not None:
-        after = _fuse(before, quality.sigmoid(), example.quality_branch)
+    after = example.predictions.scores()[:, kind]
     best = before.masked_fill(~inside, -1).argsort(descending=True, stable=True)
     best = best[: min(count, int(inside.sum()))]
     if not len(best):
@@ -173,7 +162,7 @@ def draw_object_scores(example: Example, number: int | None = None, count: int =
     for axes, level in zip(panels, used):
         ranks = np.flatnonzero(levels == level)
         _draw_places(axes, example, number, level, ranks, best[torch.from_numpy(ranks)])
-    _draw_bars(right, example, before[best], None if quality is None else after[best])
+    _draw_bars(right, example.predictions, before[best], after[best])
     right.set_ylabel(f"score for {figure_text(example.classes[kind])}")
     figure.suptitle(
         f"Object {number} ({figure_text(example.classes[kind])}) of {figure_text(example.name)}",
@@ -182,19 +171,20 @@ def draw_object_scores(example: Example, number: int | None = None, count: int =
     return figure
 
 
-def _draw_bars(axes: Axes, example: Example, before: Tensor, after: Tensor | None) -> None:
+def _draw_bars(axes: Axes, predictions: Predictions, before: Tensor, after: Tensor) -> None:
     """The scores of the numbered locations, by descending class score."""
     places = np.arange(len(before))
-    if after is None:
+    alone = predictions.quality_logits is None
+    if alone:
         axes.bar(places, before.numpy(), 0.6, color="tab:gray", label="class score")
     else:
-        name = _FUSED[example.quality_branch]
+        name = _rule(predictions)
         axes.bar(places - 0.2, before.numpy(), 0.38, color="tab:gray", label="before: class score")
         axes.bar(places + 0.2, after.numpy(), 0.38, color="tab:blue", label=f"after: {name}")
     title = "Highest scores in the box"
     if len(before) > 1:
-        first, second = (before if after is None else after).topk(2).values.tolist()
-        when = "" if after is None else "after, "
+        first, second = after.topk(2).values.tolist()
+        when = "" if alone else "after, "
         title += f"; {when}the second is {second / max(first, 1e-9):.0%} of the first"
     axes.set_title(title, fontsize=10)
     axes.set_xticks(places, [str(i + 1) for i in places])

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 
-from ..config.load import load_config
-from ..engine.cpu import use_cpu
 from ..engine.reporting import reported
+from ..utils.command_line import add_model_arguments, trained_config
 from ..utils.errors import UserError
-from .assignment import DEFAULT, draw_assignment
+from .assignment import draw_assignment, own_matchers
 from .curves import draw_curves, load_runs
 from .duplicate_pairs import duplicate_pictures
 from .example import Example, load_example
@@ -34,16 +32,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="%(default)s",
     )
     model = argparse.ArgumentParser(add_help=False)
-    model.add_argument(
-        "--config-file", required=True, metavar="FILE", help="a run's, or a short name"
-    )
-    model.add_argument("--weights", required=True, metavar="FILE", help="the trained model")
+    add_model_arguments(model)
     model.add_argument("--dataset", default="", metavar="NAME", help="the config's DATASETS.TEST")
     model.add_argument(
         "--image", default="0", help="its place in the data set, from 0, or its file name"
-    )
-    model.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, at the end"
     )
     evaluation = argparse.ArgumentParser(add_help=False)
     evaluation.add_argument("--dataset", required=True, metavar="NAME", help="as evaluated")
@@ -59,8 +51,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         return commands.add_parser(name, help=text, description=text, parents=[common, *parents])
 
     command = add("assignment", "which locations each matcher makes positive", model)
-    command.add_argument("--matchers", nargs="+", default=list(DEFAULT), metavar="NAME")
-    command = add("scores", "score maps by level before and after 3D Max Filtering", model)
+    command.add_argument("--matchers", nargs="+", metavar="NAME", help="default: the config's")
+    command = add("scores", "score maps by level before and after the quality branch", model)
     command.add_argument("--object", type=int, metavar="N", help="its number; else the largest")
     command = add("duplicates", "duplicates, without and with NMS", evaluation)
     command.add_argument("--score", type=float, default=0.3, help="least score drawn, %(default)s")
@@ -90,13 +82,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _assignment(args: argparse.Namespace) -> None:
     cfg, example = _load(args)
-    figure = draw_assignment(cfg, example, args.matchers)
+    matchers = args.matchers or own_matchers(cfg)
+    figure = draw_assignment(cfg, example, matchers)
     note = (
         "A dot is a location that learns an object, in the colour of the object's class; the "
         "larger, the better the model's own prediction there suits the object. The grid is the "
         "level's, where it is coarse enough to be seen."
     )
-    title = f"{', '.join(args.matchers)} on {example.name}"
+    title = f"{', '.join(matchers)} on {example.name}"
     _save(args, "Assignment", [Picture(title, note, figure_png(figure))])
 
 
@@ -112,7 +105,7 @@ def _scores(args: argparse.Namespace) -> None:
         "Without NMS each location with a high score is a detection: all but one are duplicates.",
         figure_png(draw_object_scores(example, args.object)),
     )
-    _save(args, "Scores before and after 3D Max Filtering", [maps, one])
+    _save(args, "Scores before and after the quality branch", [maps, one])
 
 
 def _duplicates(args: argparse.Namespace) -> None:
@@ -158,9 +151,7 @@ _COMMANDS = {
 
 
 def _load(args: argparse.Namespace) -> tuple[CfgNode, Example]:
-    cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
-    if not torch.cuda.is_available():
-        cfg = use_cpu(cfg)
+    cfg = trained_config(args)
     return cfg, load_example(cfg, args.dataset, args.image)
 
 

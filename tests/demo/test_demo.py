@@ -16,13 +16,12 @@ from helpers import ROOT
 from tiny_data import CONFIG, TINY_MODEL
 
 from defcn_d2.config.load import load_config
-from defcn_d2.demo import demo_command as command_line
 from defcn_d2.demo import run
 from defcn_d2.demo.inputs import find_images, output_files
 from defcn_d2.demo.overlay import draw_detections
 from defcn_d2.demo.window import Window
 from defcn_d2.engine import Predictor
-from defcn_d2.engine.image_predictor import metadata_of
+from defcn_d2.engine.predictor import metadata_of
 from defcn_d2.utils.errors import UserError
 from defcn_d2.visualization.colors import class_color
 
@@ -189,7 +188,7 @@ def test_predictor_takes_images_as_training_does():
         predictor = Predictor(cfg)
         seen = []
         predictor.model.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args))
-        found = predictor(image)
+        found = predictor.detections(image)
         assert found.image_size == (50, 70)
         (((inputs,),),) = seen
         if expected is None:
@@ -228,16 +227,15 @@ def test_program(tmp_path):
         text=True,
     )
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.splitlines()[-1].startswith("error: configuration file 'no.yaml'")
-    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: configuration file 'no.yaml'")
 
 
-def test_cpu_is_told(monkeypatch, capsys):
+def test_cpu_is_told(tmp_path, monkeypatch, capsys):
+    source = picture(tmp_path / "a.png")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    opts = ["MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", "x.pth"]
-    args = command_line.parse_arguments(
-        ["--config-file", CONFIG, "--input", "a.jpg", "--opts", *opts]
-    )
-    cfg = command_line.setup(args)
-    assert cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.DEFCN.SCORE_THRESH_TEST == 0.3
-    assert "running on the CPU" in capsys.readouterr().out
+    for device, line in (("cuda", "No CUDA device: running on the CPU\n"), ("cpu", "")):
+        opts = ["--output", tmp_path / "b.png", "--opts", "MODEL.DEVICE", device]
+        tail = [*TINY_MODEL[2:], "MODEL.WEIGHTS", tiny_weights()]
+        arguments = ["--config-file", CONFIG, "--input", source, *opts, *tail]
+        assert run([*map(str, arguments)]) == 0
+        assert capsys.readouterr().out.startswith(f"{line}{source}: ")

@@ -10,9 +10,9 @@ from demo_runs import tiny_weights
 from tiny_data import CONFIG, TINY_MODEL, tiny_sets
 
 import defcn_d2
+from defcn_d2 import engine
 from defcn_d2.config.load import load_config
-from defcn_d2.engine import Predictor as ConfigPredictor
-from defcn_d2.engine.predictor import read_rgb
+from defcn_d2.engine.predictor import read_rgb, require_defcn
 from defcn_d2.utils.errors import UserError
 
 OPTS = [*TINY_MODEL, "TEST.DETECTIONS_PER_IMAGE", "5"]
@@ -42,7 +42,7 @@ def same(a, b) -> bool:
     )
 
 
-def test_arrays_are_bgr_and_files_the_same(predictor, weights, tmp_path):
+def test_arrays_are_bgr_and_files_the_same(predictor, tmp_path):
     image = noise()
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), image)
@@ -50,10 +50,8 @@ def test_arrays_are_bgr_and_files_the_same(predictor, weights, tmp_path):
     assert len(found) == 5 and found.image_size == (60, 90)
     assert (found.scores.diff() <= 0).all() and found.scores.device.type == "cpu"
     assert same(found, predictor(path)) and same(found, predictor(str(path)))
-    # the engine's own takes RGB
-    cfg = load_config(CONFIG, [*OPTS, "MODEL.WEIGHTS", str(weights)])
     rgb = np.ascontiguousarray(image[:, :, ::-1])
-    assert same(found, ConfigPredictor(cfg)(rgb)) and not same(found, ConfigPredictor(cfg)(image))
+    assert same(found, predictor.detections(rgb)) and not same(found, predictor.detections(image))
 
 
 def test_lists(predictor, tmp_path):
@@ -71,12 +69,16 @@ def test_a_config_may_be_a_file_or_an_object(weights, predictor):
             defcn_d2.Predictor(config, str(weights), opts=opts)(noise()), predictor(noise())
         )
     assert cfg.MODEL.WEIGHTS == ""  # the caller's own stays as it is
+    cfg = load_config(CONFIG, [*OPTS, "MODEL.WEIGHTS", str(weights)])
+    assert same(defcn_d2.Predictor(cfg)(noise()), predictor(noise()))
 
 
 def test_device_and_class_names(weights, predictor, monkeypatch):
     assert predictor.class_names[:2] == ["ellipse", "ring"]
     assert predictor.cfg.MODEL.DEVICE == ("cuda" if torch.cuda.is_available() else "cpu")
     assert predictor.cfg.is_frozen()
+    on_cpu = defcn_d2.Predictor(CONFIG, weights, opts=[*OPTS, "MODEL.DEVICE", "cpu"])
+    assert on_cpu.cfg.MODEL.DEVICE == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert defcn_d2.Predictor(CONFIG, weights, opts=OPTS).cfg.MODEL.DEVICE == "cpu"
     with pytest.raises(UserError, match="device 'cuda:1' is not there"):
@@ -144,6 +146,12 @@ def test_bad_models(weights, config, weights_file, sentence):
 
 
 def test_it_is_found_in_the_package():
-    assert defcn_d2.Predictor.__module__ == "defcn_d2.engine.predictor"
+    assert defcn_d2.Predictor is engine.Predictor
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         defcn_d2.Nothing  # noqa: B018
+
+
+def test_other_models_are_refused_where_a_defcn_is_needed(predictor):
+    assert require_defcn(predictor.model, "is exported") is predictor.model
+    with pytest.raises(UserError, match="the model is a ReLU: only a DeFCN is exported"):
+        require_defcn(torch.nn.ReLU(), "is exported")

@@ -12,7 +12,7 @@ from tiny_data import CONFIG, TINY_MODEL
 from defcn_d2 import demo
 from defcn_d2.data.readers import own_data
 from defcn_d2.engine import run
-from defcn_d2.engine.image_predictor import metadata_of
+from defcn_d2.engine.predictor import metadata_of
 
 REGISTER = "DATASETS.REGISTER"
 

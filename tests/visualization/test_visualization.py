@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def example() -> Example:
     pixels = np.random.default_rng(0).integers(256, size=(64, 96, 3), dtype=np.uint8)
     predictions = random_predictions(priors, 3, num_images=None)
     names = ["dot", "line", "<b>&"]
-    return Example("a.png", pixels, gt, names, [8, 16, 32, 64, 128], priors, predictions, "filter")
+    return Example("a.png", pixels, gt, names, [8, 16, 32, 64, 128], priors, predictions)
 
 
 def test_metrics_after_a_kill(tmp_path):
@@ -80,7 +81,7 @@ def test_grids_that_would_hide_the_image_are_left_out(example):
         "predictions": random_predictions(priors, 3, num_images=None),
     }
     cfg = load_config(CONFIG, ["MODEL.DEFCN.MATCHER.SIZE_RANGES", RANGES])
-    figure = draw_assignment(cfg, Example(**{**vars(example), **wide}), ["FCOS"])
+    figure = draw_assignment(cfg, replace(example, **wide), ["FCOS"])
     lines = [len(axes.lines) for axes in figure.axes if "stride" in axes.get_title()]
     assert lines == [0, 400 // 16 + 64 // 16]
 
@@ -97,7 +98,9 @@ def test_score_maps_show_each_location_where_it_is(example):
 
 
 def test_centerness_takes_part_as_in_inference(example):
-    figure = draw_scores(Example(**{**vars(example), "quality_branch": "centerness"}))
+    figure = draw_scores(
+        replace(example, predictions=replace(example.predictions, centerness=True))
+    )
     maps = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     before, quality, after = maps[1:4]
     assert np.allclose(after, np.sqrt(before * quality))
@@ -105,7 +108,7 @@ def test_centerness_takes_part_as_in_inference(example):
 
 def test_scores_without_a_quality_branch(example):
     predictions = random_predictions(example.priors, 3, num_images=None, quality=False)
-    plain = Example(**{**vars(example), "predictions": predictions, "quality_branch": "none"})
+    plain = replace(example, predictions=predictions)
     maps = [axes for axes in draw_scores(plain).axes if axes.images][1:]
     assert len(maps) == 5
     scores = predictions.cls_logits.sigmoid()
@@ -115,7 +118,7 @@ def test_scores_without_a_quality_branch(example):
     assert [text.get_text() for text in bars.get_legend().get_texts()] == ["class score"]
     # the cell around (4, 4) alone
     alone = make_instances(64, 96, [[1, 1, 7, 7]], [1])
-    bars = draw_object_scores(Example(**{**vars(plain), "gt": alone})).axes[-1]
+    bars = draw_object_scores(replace(plain, gt=alone)).axes[-1]
     (bar,) = bars.containers[0]
     assert np.isclose(bar.get_height(), scores[0, 1]) and "second" not in bars.get_title()
 

@@ -66,10 +66,7 @@ def draw_detections(
     cfg: CfgNode, weights: Path, output: Path, count: int = 8, threshold: float = 0.3
 ) -> None:
     """A grid of validation images: ground truth on the left, detections on the right of each."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(weights)
-    predictor = Predictor(cfg)
+    predictor = Predictor(cfg, weights)
     name = cfg.DATASETS.TEST[0]
     # images with something to see; the rest only where those are few
     records = sorted(DatasetCatalog.get(name), key=lambda record: len(record["annotations"]) < 3)
@@ -85,7 +82,7 @@ def draw_detections(
             )
             for a in record["annotations"]
         ]
-        found = predictor(image)
+        found = predictor.detections(image)
         found = found[found.scores >= threshold]
         boxes, numbers = found.pred_boxes.tensor.tolist(), found.pred_classes.tolist()
         detections = [

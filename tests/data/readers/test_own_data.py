@@ -15,7 +15,7 @@ from defcn_d2.config.load import load_config
 from defcn_d2.data import DatasetError
 from defcn_d2.data.readers.own_data import check_datasets, own_data
 from defcn_d2.engine.datasets import load_records
-from defcn_d2.engine.image_predictor import metadata_of
+from defcn_d2.engine.predictor import metadata_of
 from defcn_d2.utils.errors import UserError
 
 
