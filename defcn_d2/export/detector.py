@@ -39,11 +39,11 @@ class DeployedDetector(nn.Module):
             topk: detections an image.
             resize: (height, width) in pixels that the images are stretched to, bilinearly and
                 without antialiasing; None: they are taken as they are.
-            half: compute in float16, but for preprocessing, normalisations, scores and boxes.
+            half: compute in float16, except for preprocessing, normalisations, scores and boxes.
         """
         super().__init__()
         detector = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-        detector.criteria = nn.ModuleList()
+        detector.criteria, detector.aux_head = nn.ModuleList(), None
         detector.to(memory_format=torch.contiguous_format)
         step = self.divisibility = max(detector.backbone.size_divisibility, 1)
         with torch.no_grad():  # the smallest image
@@ -56,8 +56,9 @@ class DeployedDetector(nn.Module):
         fold_batch_norms(detector)
         detector.prior_generator = GridPriors(detector.prior_generator)
         if half:
-            to_half(detector.backbone)
-            to_half(detector.head)
+            for part in (detector.backbone, detector.neck, detector.head):
+                if part is not None:
+                    to_half(part)
         self.detector = detector
         self.dtype = torch.float16 if half else torch.float32
         self.topk = topk
@@ -118,6 +119,7 @@ class GridPriors(nn.Module):
     def __init__(self, generator: Any):
         super().__init__()
         self.strides: list[int] = generator.strides
+        self.num_anchors: list[int] = generator.num_anchors
         self.offset: float = generator.offset
         for level, cell in enumerate(generator.cell_anchors):
             self.register_buffer(f"cell{level}", cell.clone())

@@ -80,7 +80,7 @@ def test_grids_that_would_hide_the_image_are_left_out(example):
         "priors": priors,
         "predictions": random_predictions(priors, 3, num_images=None),
     }
-    cfg = load_config(CONFIG, ["MODEL.DEFCN.MATCHER.SIZE_RANGES", RANGES])
+    cfg = load_config(CONFIG, ["MODEL.DEFCN.MATCHER.FCOS.SIZE_RANGES", RANGES])
     figure = draw_assignment(cfg, replace(example, **wide), ["FCOS"])
     lines = [len(axes.lines) for axes in figure.axes if "stride" in axes.get_title()]
     assert lines == [0, 400 // 16 + 64 // 16]
