@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.structures import BoxMode
 
-from ..synthetic.generation import DatasetError
+from ..errors import DatasetError
 from .coco_checks import check_unit, find_missing, useful_boxes
 from .coco_entries import CocoImage, parse, read_boxes, read_categories, read_images
 from .findings import Findings

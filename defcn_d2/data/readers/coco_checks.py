@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..synthetic.generation import DatasetError
+from ..errors import DatasetError
 from .coco_entries import CocoBox, CocoImage
 from .findings import Findings, Kind
 from .missing_files import missing_files

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..synthetic.generation import DatasetError
+from ..errors import DatasetError
+from ..json_fields import parse_json
 from .findings import Findings, Kind
-from .json_files import parse_json
 from .odgt import LIMIT, field, is_number, shown
 from .paths import check_name
 

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..synthetic.generation import DatasetError
+from ..errors import DatasetError
 from .odgt import OdgtImage, read_odgt
 
 

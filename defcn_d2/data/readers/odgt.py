@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..synthetic.generation import DatasetError
-from .json_files import parse_json
+from ..errors import DatasetError
+from ..json_fields import parse_json
 from .paths import check_name
 
 LIMIT = 1e7  # pixels: a coordinate beyond it is a mistake

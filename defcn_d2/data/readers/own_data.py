@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
-from ..synthetic.generation import DatasetError
+from ..errors import DatasetError
 from .coco import CocoData, read_coco
 
 # The keys below DATASETS.REGISTER, and those of Detectron2 whose value they give.

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
+from defcn_d2.data.errors import DatasetError
 from defcn_d2.data.readers.coco import read_coco
-from defcn_d2.data.synthetic.generation import DatasetError
 
 
 def test_records_are_detectron2s(tmp_path):

@@ -8,10 +8,10 @@ from coco_files import make_content, write_set
 from hypothesis import given
 from hypothesis import strategies as st
 
+from defcn_d2.data.errors import DatasetError
 from defcn_d2.data.readers.coco_checks import check_unit, find_missing, useful_boxes
 from defcn_d2.data.readers.coco_entries import CocoBox, read_images
 from defcn_d2.data.readers.findings import Findings
-from defcn_d2.data.synthetic.generation import DatasetError
 
 sides = st.integers(-30, 60)
 

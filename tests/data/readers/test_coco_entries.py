@@ -5,9 +5,9 @@ import json
 import pytest
 from coco_files import make_content
 
+from defcn_d2.data.errors import DatasetError
 from defcn_d2.data.readers.coco_entries import parse, read_boxes, read_categories, read_images
 from defcn_d2.data.readers.findings import Findings
-from defcn_d2.data.synthetic.generation import DatasetError
 
 
 @pytest.mark.parametrize(
