@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DatasetError
-from ..json_fields import parse_json
+from ..json_fields import LIMIT, field, is_number, parse_json, shown
 from .findings import Findings, Kind
-from .odgt import LIMIT, field, is_number, shown
 from .paths import check_name
 
 _LISTS = ("images", "annotations", "categories")

@@ -14,9 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import DatasetError
-from ..json_fields import parse_json
+from ..json_fields import LIMIT, parse_json
 from ..synthetic.storage import write_atomically
-from .odgt import LIMIT
 
 logger = logging.getLogger(__name__)
 
