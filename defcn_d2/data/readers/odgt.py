@@ -24,12 +24,14 @@ class OdgtImage:
     """An annotated image; ``boxes`` (G, 4) are full boxes x, y, w, h in pixels, not clipped.
 
     ``ignored`` (G,) bool marks ignore regions: a tag other than ``person``, or ``extra.ignore``
-    not zero. ``size`` is (width, height), None where the line does not tell.
+    not zero. ``visible_boxes`` are the boxes of what is seen of each, None where there is no such
+    box. ``size`` is (width, height), None where the line does not tell.
     """
 
     id: str
     boxes: npt.NDArray[np.float64]
     ignored: npt.NDArray[np.bool_]
+    visible_boxes: list[list[float] | None]
     size: tuple[int, int] | None
 
     @property
@@ -76,14 +78,18 @@ def _image(line: bytes) -> OdgtImage:
     people = [_box(box, number) for number, box in enumerate(field(value, "gtboxes", list))]
     return OdgtImage(
         image_id,
-        np.array([box for box, _ in people], np.float64).reshape(-1, 4),
-        np.array([ignored for _, ignored in people], bool),
+        np.array([box for box, _, _ in people], np.float64).reshape(-1, 4),
+        np.array([ignored for _, ignored, _ in people], bool),
+        [visible for _, _, visible in people],
         _size(value),
     )
 
 
-def _box(value: Any, number: int) -> tuple[list[float], bool]:
-    """The full box of an entry of ``gtboxes``, and whether it is an ignore region."""
+def _box(value: Any, number: int) -> tuple[list[float], bool, list[float] | None]:
+    """The full box of an entry of ``gtboxes``, whether it is an ignore region, the visible box.
+
+    Only those who ask for visible boxes need them: without a good one it is None.
+    """
     try:
         tag = field(value, "tag", str)
         full = field(value, "fbox", list)
@@ -95,7 +101,8 @@ def _box(value: Any, number: int) -> tuple[list[float], bool]:
             raise ValueError(f"extra.ignore must be a number, got {shown(ignore)}")
     except ValueError as error:
         raise ValueError(f"gtboxes[{number}]: {error}") from None
-    return full, tag != "person" or ignore != 0
+    visible = value.get("vbox")
+    return full, tag != "person" or ignore != 0, visible if is_box(visible) else None
 
 
 def _size(value: dict[str, Any]) -> tuple[int, int] | None:

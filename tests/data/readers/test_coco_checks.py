@@ -20,7 +20,7 @@ sides = st.integers(-30, 60)
 def test_useful_boxes_by_counting_pixels(rows):
     """In an image of 12 x 9; the boxes' corners are whole pixels, so that pixels can be counted."""
     width, height = 12, 9
-    entries = [CocoBox(number, 0, 0, list(row), None, False) for number, row in enumerate(rows)]
+    entries = [CocoBox(number, 0, 0, list(row), None, False, {}) for number, row in enumerate(rows)]
     findings = Findings()
     found = useful_boxes(
         np.array(rows, float), np.array([[width, height]] * len(rows)), entries, findings

@@ -55,7 +55,7 @@ def test_all_is_understood():
         (31, "a.png", (64, 48)),
     ]
     assert [x.crowd for x in boxes] == [False, False, False, True, False]
-    assert boxes[0] == (100, 31, 3, [4, 6, 20, 30], 300.0, False)
+    assert boxes[0] == (100, 31, 3, [4, 6, 20, 30], 300.0, False, {})
     assert fatal == odd == []
 
 
