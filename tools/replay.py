@@ -27,6 +27,7 @@ from defcn_d2.engine.mixed_precision import PRECISIONS
 from defcn_d2.engine.nonfinite import FORMAT
 from defcn_d2.engine.reporting import reported
 from defcn_d2.engine.seeds import seed_generators
+from defcn_d2.utils.box_fields import box_fields, is_box_field
 from defcn_d2.utils.errors import UserError
 from defcn_d2.weights.checkpointer import read_checkpoint
 
@@ -95,10 +96,9 @@ def to_input(image: Mapping[str, Any]) -> dict[str, Any]:
     inputs = dict(image)
     if "instances" in image:
         kept = image["instances"]
+        boxes = {name: Boxes(x) for name, x in kept.items() if is_box_field(name)}
         inputs["instances"] = Instances(
-            tuple(kept["image_size"]),
-            gt_boxes=Boxes(kept["gt_boxes"]),
-            gt_classes=kept["gt_classes"],
+            tuple(kept["image_size"]), gt_classes=kept["gt_classes"], **boxes
         )
     return inputs
 
@@ -107,7 +107,7 @@ def tensors_of(image: Mapping[str, Any]) -> dict[str, Tensor]:
     """Its pixels and boxes."""
     tensors = {"pixels": image["image"]}
     if "instances" in image:
-        tensors["gt_boxes"] = image["instances"].gt_boxes.tensor
+        tensors |= {name: boxes.tensor for name, boxes in box_fields(image["instances"]).items()}
     return tensors
 
 

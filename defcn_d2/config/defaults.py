@@ -147,6 +147,8 @@ def _add_data_config(cfg: CN) -> None:
     node.VAL.IMAGES = ""
     # Names of the classes by ascending category id; [] is set to those of the file.
     node.CLASSES = []
+    # Further boxes of the objects: "visible" makes gt_visible_boxes of the keys visible_bbox.
+    cfg.DATASETS.EXTRA_BOXES = []
 
     # Where an image or its annotations are broken: "stop" (name it), or "skip" it, and count.
     cfg.DATALOADER.ON_ERROR = "stop"

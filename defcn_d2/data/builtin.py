@@ -8,8 +8,9 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from .errors import DatasetError
 from .readers.crowdhuman import register_crowdhuman
-from .synthetic.generation import DatasetError, GeneratedSet, Recipe
+from .synthetic.generation import GeneratedSet, Recipe
 
 SHAPES_CLASSES = ("ellipse", "ring", "crescent", "rectangle", "triangle", "star", "cross")
 SHAPES = Recipe(

@@ -1,7 +1,7 @@
 """A mapper whose errors name the image, and what becomes of images that cannot be loaded."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 
+from ..utils.box_fields import annotation_key
+from .extra_boxes import ExtraBoxesMapper, extra_box_names
 from .image_limit import check_pixels
 
 Record = dict[str, Any]
@@ -24,23 +26,34 @@ class ImageError(ValueError):
 class CheckedMapper:
     """Loads an image with its annotations; what goes wrong is an ``ImageError``."""
 
-    def __init__(self, mapper: Callable[[Record], Record | None], max_pixels: int = 0):
+    def __init__(
+        self,
+        mapper: Callable[[Record], Record | None],
+        max_pixels: int = 0,
+        extra_boxes: Sequence[str] = (),
+    ):
         """
         Args:
             mapper: from a record in Detectron2's standard format to an input of a model.
             max_pixels: ``INPUT.MAX_PIXELS``.
+            extra_boxes: names of ``DATASETS.EXTRA_BOXES`` that objects must have.
         """
         self.mapper = mapper
         self.max_pixels = max_pixels
+        self.extra_boxes = extra_boxes
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> "CheckedMapper":
-        """Around Detectron2's ``DatasetMapper``."""
-        return cls(DatasetMapper(cfg, is_train), cfg.INPUT.MAX_PIXELS)
+        """Around Detectron2's ``DatasetMapper``; extra boxes are for training."""
+        names = extra_box_names(cfg) if is_train else ()
+        mapper = DatasetMapper(cfg, is_train)
+        return cls(
+            ExtraBoxesMapper(mapper, names) if names else mapper, cfg.INPUT.MAX_PIXELS, names
+        )
 
     def __call__(self, record: Record) -> Record | None:
         try:
-            check_annotations(record.get("annotations", ()))
+            check_annotations(record.get("annotations", ()), self.extra_boxes)
             check_pixels(record["file_name"], self.max_pixels)
             return self.mapper(record)
         except MemoryError:
@@ -54,19 +67,32 @@ class CheckedMapper:
             raise ImageError(f"image {str(name)!r} cannot be loaded: {problem}") from error
 
 
-def check_annotations(annotations: list[Record]) -> None:
+def check_annotations(annotations: Sequence[Record], extra_boxes: Sequence[str] = ()) -> None:
     """Refuse boxes that no augmentation can be applied to.
 
     Boxes without an area are left to Detectron2, which leaves them out: COCO has some.
 
+    Args:
+        annotations: of an image, in Detectron2's standard format.
+        extra_boxes: names of ``DATASETS.EXTRA_BOXES``; crowds need none.
+
     Raises:
-        ValueError: a box is not four finite numbers, or its class is no number from 0.
+        ValueError: a box is not four finite numbers, an extra one is missing, or the class is no
+            number from 0.
     """
     for number, annotation in enumerate(annotations):
-        box = annotation["bbox"]
-        rotated = annotation.get("bbox_mode") == BoxMode.XYWHA_ABS
-        if len(box) != 4 + rotated or not all(math.isfinite(x) for x in box):
-            raise ValueError(f"annotation {number} has the box {list(box)}, not 4 finite numbers")
+        sides = 4 + (annotation.get("bbox_mode") == BoxMode.XYWHA_ABS)
+        keys = [] if annotation.get("iscrowd", 0) else map(annotation_key, extra_boxes)
+        for key in ("bbox", *keys):
+            if key != "bbox" and key not in annotation:
+                raise ValueError(
+                    f"annotation {number} has no {key!r}, which DATASETS.EXTRA_BOXES asks for"
+                )
+            box = annotation[key]
+            if len(box) != sides or not all(math.isfinite(x) for x in box):
+                raise ValueError(
+                    f"annotation {number} has the {key} {list(box)}, not 4 finite numbers"
+                )
         if not annotation["category_id"] >= 0:
             raise ValueError(f"annotation {number} has the class {annotation['category_id']}")
 

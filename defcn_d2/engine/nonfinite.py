@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..utils.box_fields import box_fields
 from ..weights.checkpointer import replacing
 
 #: Version of the content of a dump.
@@ -121,7 +122,7 @@ def _plain(image: dict[str, Any]) -> dict[str, Any]:
     if instances is not None:
         kept["instances"] = {
             "image_size": tuple(instances.image_size),
-            "gt_boxes": instances.gt_boxes.tensor,
             "gt_classes": instances.gt_classes,
+            **{name: boxes.tensor for name, boxes in box_fields(instances).items()},
         }
     return kept

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..data.readers.odgt import AnnotationError, is_box, is_number, shown
+from ..data.json_fields import is_box, is_number, shown
+from ..data.readers.odgt import AnnotationError
 from ..data.synthetic.generation import DatasetError
 
 Detections = Mapping[str, npt.NDArray[np.float64]]

@@ -7,6 +7,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..utils.box_fields import box_fields
 from ..utils.errors import UserError
 
 # Beyond it float32 does not tell neighbouring pixels apart.
@@ -51,7 +52,8 @@ def check_images(batched_inputs: list[dict], channels: int) -> None:
 def check_ground_truths(batched_inputs: list[dict], num_classes: int) -> None:
     """Refuse ground truth that cannot be learnt.
 
-    Boxes may have no area, as clipping leaves them, and lie outside of the image.
+    Boxes may have no area, as clipping leaves them, and lie outside of the image. What is said of
+    ``gt_boxes`` holds for the extra boxes of ``DATASETS.EXTRA_BOXES``, too.
 
     Args:
         batched_inputs: as of ``DeFCN.forward``, in training.
@@ -60,16 +62,18 @@ def check_ground_truths(batched_inputs: list[dict], num_classes: int) -> None:
     Raises:
         BatchError: ``instances`` or its fields are missing or of another type, shape or dtype; a
             coordinate is NaN, infinite or beyond ``MAX_COORDINATE``; a box ends before it begins;
-            a class is out of range.
+            a class is out of range; some images have extra boxes, and others do not.
     """
     for i, x in enumerate(batched_inputs):
         _check_fields(i, x)
     instances = [x["instances"] for x in batched_inputs]
-    boxes = _cat([gt.gt_boxes.tensor for gt in instances])
+    _check_same_boxes(batched_inputs)
     classes = _cat([gt.gt_classes for gt in instances])
-    good = (boxes.abs() <= MAX_COORDINATE).all(dim=1)  # NaN is not
-    good &= (boxes[:, :2] <= boxes[:, 2:]).all(dim=1)
-    good &= (classes >= 0) & (classes < num_classes)
+    good = (classes >= 0) & (classes < num_classes)
+    for field in box_fields(instances[0]):
+        boxes = _cat([gt.get(field).tensor for gt in instances])
+        good &= (boxes.abs() <= MAX_COORDINATE).all(dim=1)  # NaN is not
+        good &= (boxes[:, :2] <= boxes[:, 2:]).all(dim=1)
     if good.all():
         return
     index = int((~good).nonzero()[0])
@@ -151,7 +155,8 @@ def _check_fields(i: int, x: dict) -> None:
     name = f"{image_name(i, x)}: instances"
     if not isinstance(gt, Instances):
         raise BatchError(f"{name} is a {type(gt).__name__}, expected detectron2's Instances")
-    for field, kind in (("gt_boxes", Boxes), ("gt_classes", Tensor)):
+    kinds = {"gt_boxes": Boxes, "gt_classes": Tensor, **dict.fromkeys(box_fields(gt), Boxes)}
+    for field, kind in kinds.items():
         if not gt.has(field):
             raise BatchError(
                 f"{name} has no {field}; an image without objects has 0 of them: "
@@ -161,23 +166,38 @@ def _check_fields(i: int, x: dict) -> None:
             raise BatchError(
                 f"{name}.{field} is a {type(gt.get(field)).__name__}, expected {kind.__name__}"
             )
-    boxes, classes = gt.gt_boxes.tensor, gt.gt_classes
-    if boxes.dim() != 2 or boxes.shape[1] != 4 or boxes.dtype != torch.float32:
-        raise BatchError(
-            f"{name}.gt_boxes is {tuple(boxes.shape)} of {boxes.dtype}, expected (M, 4) of "
-            "torch.float32; make it by Boxes(...) from xyxy"
-        )
+    classes = gt.gt_classes
     if classes.dim() != 1 or classes.dtype != torch.int64:
         raise BatchError(
             f"{name}.gt_classes is {tuple(classes.shape)} of {classes.dtype}, expected (M,) of "
             "torch.int64"
         )
-    if len(boxes) != len(classes):
-        raise BatchError(
-            f"{name} has {len(boxes)} gt_boxes and {len(classes)} gt_classes; give each box a class"
-        )
+    for field, value in box_fields(gt).items():
+        boxes = value.tensor
+        if boxes.dim() != 2 or boxes.shape[1] != 4 or boxes.dtype != torch.float32:
+            raise BatchError(
+                f"{name}.{field} is {tuple(boxes.shape)} of {boxes.dtype}, expected (M, 4) of "
+                "torch.float32; make it by Boxes(...) from xyxy"
+            )
+        if len(boxes) != len(classes):
+            raise BatchError(
+                f"{name} has {len(boxes)} {field} and {len(classes)} gt_classes; give each box a "
+                "class"
+            )
     if min(gt.image_size) < 1:
         raise BatchError(f"{name}.image_size is {gt.image_size}; give height and width in pixels")
+
+
+def _check_same_boxes(batched_inputs: list[dict]) -> None:
+    """Every image has the extra boxes that the first one has, and no others."""
+    first = set(box_fields(batched_inputs[0]["instances"]))
+    for i, x in enumerate(batched_inputs):
+        for field in sorted(first ^ set(box_fields(x["instances"]))):
+            has, lacks = (0, i) if field in first else (i, 0)
+            raise BatchError(
+                f"{image_name(lacks, batched_inputs[lacks])}: instances has no {field}, which "
+                f"image {has} has; give every image its extra boxes (DATASETS.EXTRA_BOXES), or none"
+            )
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:
@@ -186,18 +206,21 @@ def _cat(tensors: list[Tensor]) -> Tensor:
 
 def _fault(gt: Instances, index: int, num_classes: int) -> str:
     """What is wrong with a ground truth, its value, and the remedy."""
-    box, label = gt.gt_boxes.tensor[index].tolist(), int(gt.gt_classes[index])
+    label = int(gt.gt_classes[index])
     if not 0 <= label < num_classes:
         return (
             f"gt_classes[{index}] is {label}, and MODEL.DEFCN.NUM_CLASSES {num_classes}; classes "
             "count from 0: set NUM_CLASSES to their number, or correct the label"
         )
-    if not all(abs(value) <= MAX_COORDINATE for value in box):
-        return (
-            f"gt_boxes[{index}] is {box}, no box in pixels (at most {MAX_COORDINATE:.0f} from the "
-            "origin); correct or remove the annotation"
-        )
+    rows = {field: boxes.tensor[index].tolist() for field, boxes in box_fields(gt).items()}
+    for field, box in rows.items():
+        if not all(abs(value) <= MAX_COORDINATE for value in box):
+            return (
+                f"{field}[{index}] is {box}, no box in pixels (at most {MAX_COORDINATE:.0f} from "
+                "the origin); correct or remove the annotation"
+            )
+    field, box = next((k, x) for k, x in rows.items() if x[0] > x[2] or x[1] > x[3])
     return (
-        f"gt_boxes[{index}] is {box}, which ends before it begins; boxes are x0, y0, x1, y1 "
+        f"{field}[{index}] is {box}, which ends before it begins; boxes are x0, y0, x1, y1 "
         "(BoxMode.convert makes them from x, y, width, height)"
     )

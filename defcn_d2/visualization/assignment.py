@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..modeling.matcher import build_matcher
 from ..structures import Priors
+from ..utils.box_fields import box_fields
 from ..utils.errors import UserError, as_user_error
 from .colors import class_color
 from .example import Example
@@ -135,12 +136,10 @@ def _draw_level(
             axes.axvline(x - 0.5, color="black", alpha=0.2, linewidth=0.5)
         for y in range(0, height, stride):
             axes.axhline(y - 0.5, color="black", alpha=0.2, linewidth=0.5)
-    for box, number in zip(example.gt.gt_boxes.tensor.tolist(), example.gt.gt_classes.tolist()):
-        x1, y1, x2, y2 = box
-        edge = class_color(number)
-        axes.add_patch(
-            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=edge, lw=1.4)
-        )
+    for field, boxes in box_fields(example.gt).items():
+        width_of_line = 1.4 if field == "gt_boxes" else 0.7
+        for box, number in zip(boxes.tensor.tolist(), example.gt.gt_classes.tolist()):
+            axes.add_patch(_outline(box, class_color(number), width_of_line))
     owners = gt_idxs[part]
     positive = torch.nonzero(owners >= 0).squeeze(1)
     centers = example.priors.centers[part][positive]
@@ -157,6 +156,11 @@ def _draw_level(
         clip_on=False,
     )
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+
+
+def _outline(box: Sequence[float], color: str, width: float) -> Rectangle:
+    x1, y1, x2, y2 = box
+    return Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, lw=width)
 
 
 def _area(quality: float) -> float:

@@ -11,9 +11,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from ..data.extra_boxes import extra_box_names
 from ..engine.datasets import check_names, load_records
 from ..engine.predictor import Predictor, read_rgb, require_defcn
 from ..structures import Predictions, Priors
+from ..utils.box_fields import annotation_key, field_name
 from ..utils.errors import UserError
 from ..utils.printable import printable
 
@@ -27,7 +29,8 @@ class Example:
     Attributes:
         name: of the file.
         image: (H, W, 3) uint8 RGB.
-        gt: ``gt_boxes`` and ``gt_classes`` of M >= 1 objects, crowd regions left out.
+        gt: ``gt_boxes``, ``gt_classes`` and the extra boxes of the config, where the data have
+            them, of M >= 1 objects, crowd regions left out.
         classes: names by number.
         strides: of the levels in pixels, finest first.
         priors, predictions: of this image alone.
@@ -81,7 +84,7 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
     return Example(
         name=printable(os.path.basename(record["file_name"])),
         image=pixels,
-        gt=_ground_truth(record, transform.apply_box, pixels.shape[:2]),
+        gt=_ground_truth(record, transform, pixels.shape[:2], extra_box_names(cfg)),
         classes=class_names(dataset, cfg.MODEL.DEFCN.NUM_CLASSES),
         strides=[int(stride) for stride in priors.level_strides],
         priors=replace(priors, boxes=priors.boxes.cpu(), strides=priors.strides.cpu()),
@@ -112,17 +115,23 @@ def find_record(records: Sequence[Record], image: str) -> Record:
     )
 
 
-def _ground_truth(record: Record, apply: Any, size: tuple[int, int]) -> Instances:
+def _ground_truth(
+    record: Record, transform: Any, size: tuple[int, int], extra_boxes: Sequence[str]
+) -> Instances:
     annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
     if not annotations:
         raise UserError(
             f"{record['file_name']!r} has no objects, so there is nothing to assign: "
             "give another --image"
         )
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    tensor = torch.from_numpy(apply(np.array(boxes, np.float64))).float()
-    classes = torch.tensor([a["category_id"] for a in annotations])
-    return Instances(size, gt_boxes=Boxes(tensor), gt_classes=classes)
+    gt = Instances(size, gt_classes=torch.tensor([a["category_id"] for a in annotations]))
+    keys = {"gt_boxes": "bbox", **{field_name(x): annotation_key(x) for x in extra_boxes}}
+    for field, key in keys.items():
+        if all(key in a for a in annotations):
+            boxes = [BoxMode.convert(a[key], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+            boxes = transform.apply_box(np.array(boxes, np.float64))
+            gt.set(field, Boxes(torch.from_numpy(boxes).float()))
+    return gt
 
 
 def _on_cpu(predictions: Predictions) -> Predictions:

@@ -7,7 +7,7 @@ import re
 import pytest
 import replay
 import torch
-from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
+from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_crowd, tiny_sets
 
 from defcn_d2.engine import nonfinite, run
 from defcn_d2.engine.nonfinite import NonFiniteLoss
@@ -100,6 +100,30 @@ def test_replay_finds_the_image(tmp_path, poisoned, monkeypatch, capsys):
     assert (
         captured.err.startswith("error: image 1 of the batch") and bad["file_name"] in captured.err
     )
+
+
+def test_extra_boxes_are_in_the_dump_and_replayed(tmp_path, poisoned, monkeypatch, capsys):
+    tiny_crowd()
+    poisoned()
+    sets = ["DATASETS.TRAIN", "('tiny_crowd_train',)", "DATASETS.TEST", "('tiny_crowd_val',)"]
+    keys = ["MODEL.DEFCN.NUM_CLASSES", "1", "DATASETS.EXTRA_BOXES", "['visible']"]
+    assert train(tmp_path, *sets, *keys, "SOLVER.IMS_PER_BATCH", "2") == 1
+    monkeypatch.undo()
+    dump = dump_of(tmp_path)
+    content = torch.load(dump, weights_only=True)
+    gts = [x["instances"] for batch in content["batches"] for x in batch]
+    for gt in gts:
+        assert gt["gt_visible_boxes"].shape == gt["gt_boxes"].shape
+        assert not torch.equal(gt["gt_visible_boxes"], gt["gt_boxes"])
+    restored = replay.to_input(content["batches"][0][0])["instances"]
+    assert torch.equal(restored.gt_visible_boxes.tensor, gts[0]["gt_visible_boxes"])
+    gts[0]["gt_visible_boxes"][0, 2] = float("inf")
+    torch.save(content, dump)
+    capsys.readouterr()
+    assert replay.run([str(dump)]) == 1  # refused by the model as well
+    captured = capsys.readouterr()
+    assert "gt_visible_boxes has 1 of" in captured.out
+    assert "gt_visible_boxes[0] is [" in captured.err
 
 
 def test_replay_of_something_else(tmp_path, capsys):

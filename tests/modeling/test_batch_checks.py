@@ -84,12 +84,52 @@ def boxes(*rows: list[float], dtype: torch.dtype = torch.float32) -> Boxes:
         ({"gt_classes": torch.zeros(2)}, r"gt_classes is \(2,\) of torch.float32, expected \(M,\)"),
         ({"gt_classes": torch.zeros(2, 1).long()}, r"gt_classes is \(2, 1\) of torch.int64"),
         ({"gt_classes": [0, 1]}, "instances.gt_classes is a list, expected Tensor"),
+        ({"gt_visible_boxes": torch.zeros(2, 4)}, "gt_visible_boxes is a Tensor, expected Boxes"),
+        ({"gt_visible_boxes": boxes([0] * 4)}, "instances has 1 gt_visible_boxes and 2 gt_classes"),
+        (
+            {"gt_visible_boxes": boxes([0] * 5, [0] * 5)},
+            r"instances.gt_visible_boxes is \(2, 5\) of",
+        ),
     ],
 )
 def test_ground_truth_is_refused(model: nn.Module, fields: dict, message: str) -> None:
     model.train()
     with pytest.raises(BatchError, match=r"image 1 of the batch \('photos/a.jpg'\).*" + message):
         model(with_gt(**fields))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (([0, 0, 9, 9], [5, 5, math.nan, 9]), r"[1] is [5.0, 5.0, nan, 9.0], no box in pixels"),
+        (([0, 0, 9, 9], [5, 5, -math.inf, 9]), r"[1] is [5.0, 5.0, -inf, 9.0], no box in pixels"),
+        (([9, 0, 8, 9], [0, 0, 9, 9]), r"[0] is [9.0, 0.0, 8.0, 9.0], which ends before it begins"),
+    ],
+)
+def test_extra_boxes_are_refused(model: nn.Module, rows: tuple, message: str) -> None:
+    inputs = with_gt(gt_head_boxes=boxes(*rows))
+    inputs[0]["instances"].gt_head_boxes = boxes([1, 2, 3, 4])
+    message = f"image 1 of the batch ('photos/a.jpg'): gt_head_boxes{message}"
+    with pytest.raises(BatchError, match=re.escape(message)):
+        model.train()(inputs)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_all_images_have_the_same_extra_boxes(model: nn.Module, second: bool) -> None:
+    inputs = batch()
+    inputs[second]["instances"].gt_head_boxes = inputs[second]["instances"].gt_boxes
+    message = f"image {1 - second} of the batch.*no gt_head_boxes, which image {int(second)} has"
+    with pytest.raises(BatchError, match=message):
+        model.train()(inputs)
+
+
+def test_extra_boxes_change_no_loss(model: nn.Module) -> None:
+    """Of a criterion that does not ask for them."""
+    inputs = batch()
+    expected = model.train()(inputs)
+    for x in inputs:
+        x["instances"].gt_head_boxes = x["instances"].gt_boxes
+    assert model(inputs) == expected
 
 
 @pytest.mark.parametrize(

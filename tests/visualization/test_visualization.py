@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Boxes
 from helpers import make_instances, make_priors, random_predictions
 from html_page import Page
 from PIL import Image
@@ -69,6 +70,19 @@ def test_assignments_are_those_of_the_matchers(example):
         assignments(cfg, example, ["POTA"])
     with pytest.raises(UserError, match="--matchers is empty"):
         assignments(cfg, example, [])
+
+
+def test_extra_boxes_are_drawn_thinner(example):
+    example.gt.gt_head_boxes = Boxes(torch.tensor([[8.0, 4, 20, 14], [60, 20, 70, 28]]))
+    axes = draw_assignment(load_config(CONFIG), example, ["POTO"]).axes[0]
+    drawn = [
+        (patch.get_xy(), patch.get_width(), patch.get_height(), patch.get_edgecolor())
+        for patch in axes.patches
+    ]
+    assert [xy for xy, *_ in drawn] == [(3.5, 3.5), (49.5, 19.5), (7.5, 3.5), (59.5, 19.5)]
+    assert drawn[3][1:3] == (10, 8) and drawn[3][3] == drawn[1][3] != drawn[0][3]
+    widths = [patch.get_linewidth() for patch in axes.patches]
+    assert widths[0] == widths[1] > widths[2] == widths[3]
 
 
 def test_grids_that_would_hide_the_image_are_left_out(example):

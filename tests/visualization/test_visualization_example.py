@@ -77,6 +77,17 @@ def test_a_set_may_be_named() -> None:
     assert example.name == Path(DatasetCatalog.get("tiny_train")[0]["file_name"]).name
 
 
+def test_extra_boxes_are_scaled_with_the_image(monkeypatch) -> None:
+    record = config_record()
+    for annotation in record["annotations"]:
+        annotation["head_bbox"] = [2 * x for x in annotation["bbox"]]
+    monkeypatch.setattr(example_module, "load_records", lambda *args, **kwargs: [record])
+    cfg = config("MODEL.WEIGHTS", tiny_weights(), "DATASETS.EXTRA_BOXES", "['head', 'other']")
+    gt = load_example(cfg, "", "0").gt
+    assert torch.allclose(gt.gt_head_boxes.tensor, 2 * gt.gt_boxes.tensor)
+    assert not gt.has("gt_other_boxes")
+
+
 def test_another_detector_has_no_locations(monkeypatch) -> None:
     other = SimpleNamespace(model=nn.Identity())
     monkeypatch.setattr(example_module, "Predictor", lambda cfg: other)

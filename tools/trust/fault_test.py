@@ -76,6 +76,8 @@ def kills_while_data_are_made(bench: Bench, number: int) -> str:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             killed += 1
+        else:
+            shutil.rmtree(broken)  # drawn before it could be killed
     subprocess.run([*module, "--root", str(broken)], check=True, **options)
     assert fingerprint(whole) == fingerprint(broken), "the data differ"
     return f"{killed} kills, and the same files"

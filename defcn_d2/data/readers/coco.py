@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.structures import BoxMode
 
-from ..synthetic.generation import DatasetError
-from .coco_checks import check_unit, find_missing, useful_boxes
+from ..errors import DatasetError
+from .coco_checks import check_unit, find_missing, lacking_boxes, useful_boxes
 from .coco_entries import CocoImage, parse, read_boxes, read_categories, read_images
 from .findings import Findings
 
@@ -30,7 +30,9 @@ class CocoData:
     The boxes, N in all, are in the order of their images: ``boxes`` (N, 4) are x, y, width and
     height in pixels; ``areas`` (N,) those of the objects, for the evaluation by size; ``crowd``
     (N,) bool; ``classes`` (N,) indices into the categories; ``image_indices`` (N,). ``sizes`` of
-    the images are width and height. ``warnings`` are sentences.
+    the images are width and height. ``extra_boxes`` are N dicts of further boxes by their keys in
+    annotations. ``warnings`` are sentences; those of ``lacking`` say which of the extra boxes
+    objects do not have, which makes training impossible.
     """
 
     path: Path
@@ -43,7 +45,9 @@ class CocoData:
     crowd: npt.NDArray[np.bool_]
     classes: npt.NDArray[np.int64]
     image_indices: npt.NDArray[np.int64]
+    extra_boxes: list[dict[str, list[float]]]
     warnings: list[str]
+    lacking: list[str]
 
     def records(self) -> list[dict[str, Any]]:
         """In Detectron2's standard format, as its ``load_coco_json`` gives them, without masks."""
@@ -57,11 +61,12 @@ class CocoData:
             }
             for image, (width, height) in zip(self.images, self.sizes.tolist(), strict=True)
         ]
-        for box, crowd, label, image in zip(
+        for box, crowd, label, image, extra_boxes in zip(
             self.boxes.tolist(),
             self.crowd.tolist(),
             self.classes.tolist(),
             self.image_indices.tolist(),
+            self.extra_boxes,
             strict=True,
         ):
             records[image]["annotations"].append(
@@ -70,6 +75,7 @@ class CocoData:
                     "bbox": box,
                     "category_id": label,
                     "bbox_mode": BoxMode.XYWH_ABS,
+                    **extra_boxes,
                 }
             )
         return records
@@ -111,13 +117,16 @@ class CocoData:
         }
 
 
-def read_coco(annotations: str | Path, image_root: str | Path) -> CocoData:
+def read_coco(
+    annotations: str | Path, image_root: str | Path, extra_boxes: Sequence[str] = ()
+) -> CocoData:
     """Read and check a file in COCO's format; remembered for as long as the file stays the same.
 
     Args:
         annotations: the file.
         image_root: the folder that its ``file_name`` are relative to. Images whose width and
             height the file does not tell are read there.
+        extra_boxes: names of ``DATASETS.EXTRA_BOXES``.
 
     Raises:
         DatasetError: the file or images are missing, or a mistake makes training impossible or
@@ -128,15 +137,18 @@ def read_coco(annotations: str | Path, image_root: str | Path) -> CocoData:
         state = path.stat()
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from error
-    return _read(path, Path(image_root), (state.st_mtime_ns, state.st_size))
+    version = (state.st_mtime_ns, state.st_size)
+    return _read(path, Path(image_root), tuple(extra_boxes), version)
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, image_root: Path, version: tuple[int, int]) -> CocoData:
+def _read(
+    path: Path, image_root: Path, extra_boxes: tuple[str, ...], version: tuple[int, int]
+) -> CocoData:
     content, findings = parse(path), Findings()
     categories = read_categories(content["categories"], findings)
     images = read_images(content["images"], findings)
-    entries = read_boxes(content["annotations"], images, categories, findings)
+    entries = read_boxes(content["annotations"], images, categories, findings, extra_boxes)
     find_missing(images, image_root, findings)
     fatal = findings.sentences(fatal=True)
     if fatal:
@@ -166,7 +178,9 @@ def _read(path: Path, image_root: Path, version: tuple[int, int]) -> CocoData:
         np.array([entry.crowd for entry in entries], bool)[useful],
         np.array([classes[entry.category_id] for entry in entries], np.int64)[useful],
         indices[useful],
+        [entry.extra_boxes for entry, kept in zip(entries, useful, strict=True) if kept],
         warnings,
+        lacking_boxes(entries, extra_boxes),
     )
 
 

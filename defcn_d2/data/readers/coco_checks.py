@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..synthetic.generation import DatasetError
+from ...utils.box_fields import annotation_key
+from ..errors import DatasetError
 from .coco_entries import CocoBox, CocoImage
 from .findings import Findings, Kind
 from .missing_files import missing_files
@@ -89,3 +90,19 @@ def useful_boxes(
     findings.add_all(_NO_AREA, np.flatnonzero(~useful), describe)
     findings.add_all(_OUTSIDE, np.flatnonzero(useful & (inside < 0.5 * whole)), describe)
     return useful
+
+
+def lacking_boxes(entries: Sequence[CocoBox], names: Sequence[str]) -> list[str]:
+    """A sentence for each name of an extra box that objects, crowds apart, do not have."""
+    findings = Findings()
+    for name in names:
+        key = annotation_key(name)
+        findings.add_all(
+            Kind(
+                f"annotations without {key!r}, which DATASETS.EXTRA_BOXES asks for",
+                f"add it to them, or leave {name!r} out there",
+            ),
+            (entry for entry in entries if not entry.crowd and key not in entry.extra_boxes),
+            lambda entry: f"annotation {entry.id!r}",
+        )
+    return findings.sentences(fatal=True)

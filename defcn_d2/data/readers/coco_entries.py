@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..synthetic.generation import DatasetError
+from ...utils.box_fields import annotation_key
+from ..errors import DatasetError
+from ..json_fields import LIMIT, field, is_number, parse_json, shown
 from .findings import Findings, Kind
-from .json_files import parse_json
-from .odgt import LIMIT, field, is_number, shown
 from .paths import check_name
 
 _LISTS = ("images", "annotations", "categories")
 
 _BAD_ENTRY = Kind("entries that cannot be understood", "correct them")
-_BAD_BOX = Kind(
-    "annotations whose 'bbox' is not four finite numbers, x, y, width and height in pixels",
-    "correct or remove them",
-)
 _TWICE = {
     "images": Kind("ids that several images have", "give each image an id of its own"),
     "categories": Kind("ids that several categories have", "give each category an id of its own"),
@@ -65,7 +61,7 @@ class CocoBox(NamedTuple):
 
     ``area`` is that of the object (of its mask, where the file was made from masks), None where
     the entry does not tell. ``crowd``: a group of objects, by ``iscrowd``, or something to
-    ``ignore``.
+    ``ignore``. ``extra_boxes`` are further ones by their keys, such as "visible_bbox".
     """
 
     id: int | str
@@ -74,6 +70,7 @@ class CocoBox(NamedTuple):
     box: list[float]
     area: float | None
     crowd: bool
+    extra_boxes: dict[str, list[float]]
 
 
 def parse(path: Path) -> dict[str, list[Any]]:
@@ -122,9 +119,11 @@ def read_boxes(
     images: Iterable[CocoImage],
     categories: dict[int, str],
     findings: Findings,
+    extra_boxes: Sequence[str] = (),
 ) -> list[CocoBox]:
-    """The annotations of these images and categories."""
-    annotations: list[CocoBox] = list(_understood("annotations", entries, findings))
+    """The annotations of these images and categories, with the extra boxes of these names."""
+    keys = [annotation_key(name) for name in extra_boxes]
+    annotations: list[CocoBox] = list(_understood("annotations", entries, findings, keys))
     _find_repeated(_TWICE["annotations"], (a.id for a in annotations), findings)
     findings.add_all(
         _BAD_AREA,
@@ -145,13 +144,16 @@ def read_boxes(
     return [a for a in annotations if a.image_id in known and a.category_id in categories]
 
 
-def _understood(name: str, entries: list[Any], findings: Findings) -> Iterator[Any]:
-    read = {"categories": _category, "images": _image, "annotations": _annotation}[name]
+def _understood(
+    name: str, entries: list[Any], findings: Findings, *arguments: Any
+) -> Iterator[Any]:
+    readers: dict[str, Callable[..., Any]]
+    readers = {"categories": _category, "images": _image, "annotations": _annotation}
     for number, entry in enumerate(entries):
         try:
-            yield read(entry)
+            yield readers[name](entry, *arguments)
         except _BoxError as error:
-            findings.add(_BAD_BOX, f"annotation {shown(entry['id'])} ({error})")
+            findings.add(error.kind, f"annotation {shown(entry['id'])} ({error})")
         except _NameError as error:
             findings.add(_BAD_NAME, f"{name}[{number}] ({error})")
         except ValueError as error:
@@ -160,6 +162,14 @@ def _understood(name: str, entries: list[Any], findings: Findings) -> Iterator[A
 
 class _BoxError(ValueError):
     """Not a box; the message is what is there."""
+
+    def __init__(self, key: str, found: str):
+        super().__init__(found)
+        self.kind = Kind(
+            f"annotations whose {key!r} is not four finite numbers, x, y, width and height in "
+            "pixels",
+            "correct or remove them",
+        )
 
 
 class _NameError(ValueError):
@@ -191,14 +201,11 @@ def _image(entry: Any) -> CocoImage:
     return CocoImage(image_id, file_name, size)
 
 
-def _annotation(entry: Any) -> CocoBox:
+def _annotation(entry: Any, extra_keys: Sequence[str]) -> CocoBox:
     annotation_id = _id(entry, "id")
     image_id, category_id = _id(entry, "image_id"), _id(entry, "category_id", int)
-    if "bbox" not in entry:
-        raise _BoxError("it has none")
-    box = entry["bbox"]
-    if not (isinstance(box, list) and len(box) == 4 and all(is_number(x) for x in box)):
-        raise _BoxError(shown(box))
+    box = _box(entry, "bbox")
+    extra_boxes = {key: _box(entry, key) for key in extra_keys if key in entry}
     for key in ("iscrowd", "ignore"):
         if entry.get(key, 0) not in (0, 1):
             raise ValueError(f"{key!r} must be 0 or 1, got {shown(entry[key])}")
@@ -210,7 +217,17 @@ def _annotation(entry: Any) -> CocoBox:
         box,
         float(area) if area and _is_area(area) else None,
         bool(entry.get("iscrowd", 0) or entry.get("ignore", 0)),
+        extra_boxes,
     )
+
+
+def _box(entry: dict[str, Any], key: str) -> list[float]:
+    if key not in entry:
+        raise _BoxError(key, "it has none")
+    box = entry[key]
+    if not (isinstance(box, list) and len(box) == 4 and all(is_number(x) for x in box)):
+        raise _BoxError(key, shown(box))
+    return box
 
 
 def _is_area(value: Any) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..synthetic.generation import DatasetError
+from ...utils.box_fields import annotation_key
+from ..errors import DatasetError
 from .odgt import OdgtImage, read_odgt
 
 
@@ -43,6 +44,7 @@ def read_images(odgt: Path, image_root: Path | None) -> list[OdgtImage]:
 def load_crowdhuman(odgt: Path, image_root: Path) -> list[dict[str, Any]]:
     """The dataset dicts of an .odgt file: full boxes of category 0, person; ``image_id`` is the ID.
 
+    Visible boxes stand beside them, as ``visible_bbox``, for ``DATASETS.EXTRA_BOXES`` ["visible"].
     Ignore regions have ``iscrowd`` 1, by which Detectron2 keeps them out of training:
     ``DatasetMapper`` drops them, so that their area is background, as in the original. An image
     that has nothing else is left out where DATALOADER.FILTER_EMPTY_ANNOTATIONS says so.
@@ -57,8 +59,11 @@ def load_crowdhuman(odgt: Path, image_root: Path) -> list[dict[str, Any]]:
                 "bbox_mode": BoxMode.XYWH_ABS,
                 "category_id": 0,
                 "iscrowd": int(ignored),
+                **({annotation_key("visible"): visible} if visible else {}),
             }
-            for box, ignored in zip(image.boxes.tolist(), image.ignored, strict=True)
+            for box, ignored, visible in zip(
+                image.boxes.tolist(), image.ignored, image.visible_boxes, strict=True
+            )
         ]
         dicts.append(
             {

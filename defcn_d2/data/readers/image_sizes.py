@@ -13,10 +13,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..synthetic.generation import DatasetError
+from ..errors import DatasetError
+from ..json_fields import LIMIT, parse_json
 from ..synthetic.storage import write_atomically
-from .json_files import parse_json
-from .odgt import LIMIT
 
 logger = logging.getLogger(__name__)
 

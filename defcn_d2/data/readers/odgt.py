@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..synthetic.generation import DatasetError
-from .json_files import parse_json
+from ..errors import DatasetError
+from ..json_fields import LIMIT, field, is_box, is_number, parse_json, shown
 from .paths import check_name
-
-LIMIT = 1e7  # pixels: a coordinate beyond it is a mistake
 
 
 class AnnotationError(DatasetError, ValueError):
@@ -26,12 +24,14 @@ class OdgtImage:
     """An annotated image; ``boxes`` (G, 4) are full boxes x, y, w, h in pixels, not clipped.
 
     ``ignored`` (G,) bool marks ignore regions: a tag other than ``person``, or ``extra.ignore``
-    not zero. ``size`` is (width, height), None where the line does not tell.
+    not zero. ``visible_boxes`` are the boxes of what is seen of each, None where there is no such
+    box. ``size`` is (width, height), None where the line does not tell.
     """
 
     id: str
     boxes: npt.NDArray[np.float64]
     ignored: npt.NDArray[np.bool_]
+    visible_boxes: list[list[float] | None]
     size: tuple[int, int] | None
 
     @property
@@ -78,14 +78,18 @@ def _image(line: bytes) -> OdgtImage:
     people = [_box(box, number) for number, box in enumerate(field(value, "gtboxes", list))]
     return OdgtImage(
         image_id,
-        np.array([box for box, _ in people], np.float64).reshape(-1, 4),
-        np.array([ignored for _, ignored in people], bool),
+        np.array([box for box, _, _ in people], np.float64).reshape(-1, 4),
+        np.array([ignored for _, ignored, _ in people], bool),
+        [visible for _, _, visible in people],
         _size(value),
     )
 
 
-def _box(value: Any, number: int) -> tuple[list[float], bool]:
-    """The full box of an entry of ``gtboxes``, and whether it is an ignore region."""
+def _box(value: Any, number: int) -> tuple[list[float], bool, list[float] | None]:
+    """The full box of an entry of ``gtboxes``, whether it is an ignore region, the visible box.
+
+    Only those who ask for visible boxes need them: without a good one it is None.
+    """
     try:
         tag = field(value, "tag", str)
         full = field(value, "fbox", list)
@@ -97,7 +101,8 @@ def _box(value: Any, number: int) -> tuple[list[float], bool]:
             raise ValueError(f"extra.ignore must be a number, got {shown(ignore)}")
     except ValueError as error:
         raise ValueError(f"gtboxes[{number}]: {error}") from None
-    return full, tag != "person" or ignore != 0
+    visible = value.get("vbox")
+    return full, tag != "person" or ignore != 0, visible if is_box(visible) else None
 
 
 def _size(value: dict[str, Any]) -> tuple[int, int] | None:
@@ -107,58 +112,3 @@ def _size(value: dict[str, Any]) -> tuple[int, int] | None:
     if not (0 < width < LIMIT and 0 < height < LIMIT):
         raise ValueError(f"no image has width {shown(width)} and height {shown(height)}")
     return width, height
-
-
-_NAMES: dict[type | tuple[type, ...], str] = {
-    str: "a string",
-    list: "a list",
-    dict: "an object",
-    int: "a whole number",
-    (int, str): "a whole number or a string",
-}
-
-
-def field(value: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    """The value of key ``name`` of a JSON object; ValueError unless there, and of this kind."""
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {shown(value)}")
-    if name not in value:
-        found = [key if key.isidentifier() else repr(key) for key in list(value)[:10]]
-        keys = f" (its keys: {', '.join(found)})" if value else ""
-        raise ValueError(f"{name!r} is missing{keys}")
-    if not isinstance(value[name], kind) or isinstance(value[name], bool):
-        raise ValueError(f"{name!r} must be {_NAMES[kind]}, got {shown(value[name])}")
-    if isinstance(value[name], str) and not _is_text(value[name]):
-        raise ValueError(f"{name!r} has a character that no file can hold, {shown(value[name])}")
-    return value[name]
-
-
-def _is_text(value: str) -> bool:
-    r"""Whether it can be encoded: JSON can hold halves of characters, such as "\ud800"."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def is_box(value: Any) -> bool:
-    """Four numbers x, y, w, h, the latter two not negative."""
-    numbers = isinstance(value, list) and len(value) == 4 and all(is_number(v) for v in value)
-    return numbers and min(value[2:]) >= 0
-
-
-def is_number(value: Any) -> bool:
-    """Finite and sensible; NaN and infinities, which Python's JSON accepts, are not."""
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and -LIMIT < value < LIMIT
-    )
-
-
-def shown(value: Any) -> str:
-    """A value for an error message, cut if long."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        return f"a {type(value).__name__} of great depth"
-    return text if len(text) <= 60 else text[:57] + "..."

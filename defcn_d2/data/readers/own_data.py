@@ -14,7 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
-from ..synthetic.generation import DatasetError
+from ..errors import DatasetError
+from ..extra_boxes import extra_box_names
 from .coco import CocoData, read_coco
 
 # The keys below DATASETS.REGISTER, and those of Detectron2 whose value they give.
@@ -25,12 +26,14 @@ SPLITS = {"TRAIN": "TRAIN", "VAL": "TEST"}
 class OwnData:
     """A file in COCO's format and the folder of its images, as absolute paths.
 
-    ``classes`` are the names that it must have, in the order of its category ids.
+    ``classes`` are the names that it must have, in the order of its category ids; ``extra_boxes``
+    those of ``DATASETS.EXTRA_BOXES``.
     """
 
     annotations: str
     image_root: str
     classes: tuple[str, ...]
+    extra_boxes: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -40,7 +43,7 @@ class OwnData:
 
     def read(self) -> CocoData:
         """The checked content; ``DatasetError`` where it is of no use."""
-        data = read_coco(self.annotations, self.image_root)
+        data = read_coco(self.annotations, self.image_root, self.extra_boxes)
         names = tuple(data.categories.values())
         if names != self.classes:
             raise DatasetError(
@@ -107,7 +110,8 @@ def check_datasets(cfg: CfgNode, splits: Iterable[str]) -> None:
         splits: "TRAIN", "VAL"; what is not given is passed over.
 
     Raises:
-        DatasetError: see ``read_coco``; or their categories differ.
+        DatasetError: see ``read_coco``; or their categories differ; or objects to train with lack
+            extra boxes that ``DATASETS.EXTRA_BOXES`` asks for.
     """
     node = cfg.DATASETS.REGISTER
     given = [split for split in splits if node[split].ANNOTATIONS]
@@ -116,6 +120,9 @@ def check_datasets(cfg: CfgNode, splits: Iterable[str]) -> None:
         _check_same_categories(data["TRAIN"], data["VAL"])
     for split in given:
         _own_data(cfg, split).read()
+    if "TRAIN" in data and data["TRAIN"].lacking:
+        lacking = ". ".join(data["TRAIN"].lacking)
+        raise DatasetError(f"DATASETS.REGISTER.TRAIN: {data['TRAIN'].path}: {lacking}")
 
 
 def _complete(pair: CfgNode, split: str) -> bool:
@@ -131,13 +138,14 @@ def _complete(pair: CfgNode, split: str) -> bool:
 
 def _own_data(cfg: CfgNode, split: str) -> OwnData:
     node = cfg.DATASETS.REGISTER
-    return OwnData(node[split].ANNOTATIONS, node[split].IMAGES, tuple(node.CLASSES))
+    pair, names = node[split], extra_box_names(cfg)
+    return OwnData(pair.ANNOTATIONS, pair.IMAGES, tuple(node.CLASSES), names)
 
 
 def _read(cfg: CfgNode, split: str) -> CocoData:
     pair = cfg.DATASETS.REGISTER[split]
     try:
-        return read_coco(pair.ANNOTATIONS, pair.IMAGES)
+        return read_coco(pair.ANNOTATIONS, pair.IMAGES, extra_box_names(cfg))
     except DatasetError as error:
         raise DatasetError(f"DATASETS.REGISTER.{split}: {error}") from error
 
@@ -146,7 +154,7 @@ def _register(data: OwnData) -> str:
     """Register a data set, once, and return its name."""
     if _registered.get(data.name) == data:
         return data.name
-    if data.name in _registered:  # with other classes: the file has changed since
+    if data.name in _registered:  # with other classes, as the file has changed; or extra boxes
         DatasetCatalog.remove(data.name)
         MetadataCatalog.remove(data.name)
     DatasetCatalog.register(data.name, data.load)

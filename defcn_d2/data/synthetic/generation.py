@@ -1,41 +1,39 @@
-"""Generated data sets on disk: drawn on first use, checked at each use, repaired where damaged.
+"""Generated data sets: drawn on first use, into a folder beside their place, which then takes it.
 
-A set is a folder with ``images/``, an annotation file, and a journal (``records.jsonl``) with one
-line per image: its checksum and its labels. The journal makes a killed run resumable and damage
-visible: an image is drawn again when its line or its bytes are not what they should be. As images
-depend on split, index and seed alone, two processes at work in one folder can only write the same
-bytes; the lock merely saves the second one the work.
+``version.json`` in the folder of a set, written last, says what was drawn. A process that is killed
+leaves at most the folder beside, which the next drawing removes. There is no repair: who has
+damaged a set removes its folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import hashlib
+import contextlib
 import importlib
+import json
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import portalocker
 from tqdm import tqdm
 
-from ...utils.errors import UserError
-from .storage import Journal, digest, locked, write_atomically
-from .workers import mapping
+from ..errors import DatasetError
+from ..json_fields import parse_json
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-
-class DatasetError(UserError, RuntimeError):
-    """A data set cannot be made or read; the message names the folder or file and the remedy."""
+_VERSION_FILE = "version.json"
+_OLD_VERSION_FILE = "records.jsonl"  # of sets drawn before there was a version.json
+_PATIENCE = 600.0  # seconds to wait for another process, before drawing beside it
 
 
 def datasets_root() -> Path:
@@ -61,13 +59,6 @@ class Recipe:
     module: str
     annotation_file: str
     counts: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class _State:
-    header: dict[str, Any]  # first entry of the journal of the set as it shall be
-    records: dict[int, Record]  # of the images that are there and undamaged
-    complete: bool
 
 
 @dataclass(frozen=True)
@@ -101,119 +92,124 @@ class GeneratedSet:
     def annotations(self) -> Path:
         return self.folder / self.recipe.annotation_file
 
-    def ensure(self, workers: int | None = None) -> Path:
-        """Draw what is missing or damaged, if anything; returns the path of the annotation file.
+    def ensure(self) -> Path:
+        """Draw the set unless it is there; returns the path of the annotation file.
 
-        ``workers`` processes share the work (default: one per core). Raises DatasetError where the
-        folder cannot be written.
+        Raises:
+            DatasetError: the folder cannot be written, or holds something else.
         """
-        if self._state().complete:
+        if self._is_there():
             return self.annotations
         try:
-            self.images.mkdir(parents=True, exist_ok=True)
-            with locked(self.folder):
-                state = self._state()  # another process may have finished it meanwhile
-                if not state.complete:
-                    self._generate(state, workers or os.cpu_count() or 1)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                if not self._is_there():  # another process may have drawn it meanwhile
+                    self._replace()
         except OSError as error:
             raise DatasetError(
                 f"cannot generate the data set {self.recipe.name!r} in {self.folder}: "
                 f"{error.strerror or error}. Let $DETECTRON2_DATASETS name a folder that can be "
                 "written and has free space."
             ) from error
-        except BrokenExecutor as error:
-            raise DatasetError(
-                f"a process that drew images for {self.folder} was killed, perhaps for want of "
-                "memory; what it had finished is kept: run it again"
-            ) from error
         return self.annotations
 
-    def _state(self) -> _State:
-        """Read the journal and check all files against it."""
-        found = self._journal().read()
-        header = next((x for x in found.get("header", []) if isinstance(x, dict)), {})
-        wanted = self._header(header)
-        records: dict[int, Record] = {}
-        if {**header, "num_images": 0} == {**wanted, "num_images": 0}:
-            records = {x["index"]: x for x in found.get("record", []) if _is_record(x)}
-        records = {
-            index: record
-            for index, record in records.items()
-            if index < wanted["num_images"]
-            and digest(self.images / record["file_name"]) == record["sha256"]
-        }
-        complete = header == wanted and len(records) == wanted["num_images"]
-        if complete:
-            complete = found.get("annotations") == [digest(self.annotations)]
-        return _State(wanted, records, complete)
+    def _is_there(self) -> bool:
+        found = self._found()
+        return found == self._wanted(found)
 
-    def _header(self, found: dict[str, Any]) -> dict[str, Any]:
-        """All that the content depends on; what this set leaves open is taken from ``found``."""
-        num_images, seed = self.num_images, self.seed
-        if num_images is None:
-            num_images = found.get("num_images", self.recipe.counts[self.split])
+    def _found(self) -> dict[str, Any]:
+        """The content of the version file; empty where there is none."""
+        try:
+            found = parse_json((self.folder / _VERSION_FILE).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _wanted(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the content depends on; ``found`` decides what this set leaves open."""
+        numbers = {"num_images": self.recipe.counts[self.split], "seed": 0}
+        kept = {key: found[key] for key in numbers if _is_count(found.get(key))}
+        given = {"num_images": self.num_images, "seed": self.seed}
         return {
             "name": self.recipe.name,
             "version": self.recipe.version,
             "split": self.split,
-            "seed": found.get("seed", 0) if seed is None else seed,
-            "num_images": num_images,
+            **numbers,
+            **kept,
+            **{key: value for key, value in given.items() if value is not None},
         }
 
-    def _generate(self, state: _State, workers: int) -> None:
-        header, records = state.header, dict(state.records)
-        missing = [index for index in range(header["num_images"]) if index not in records]
-        logger.info("generating %d images in %s", len(missing), self.images)
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the set, which goes with the process, however that ends.
+
+        Where a file system has no locks, several processes may draw the set at once, each in a
+        folder of its own.
+        """
+        lock = portalocker.Lock(str(self._beside(".lock")), "a", timeout=_PATIENCE)
+        try:
+            try:
+                lock.acquire(fail_when_locked=True)
+            except portalocker.AlreadyLocked:
+                logger.info("another process is at work in %s: waiting for it", self.folder)
+                lock.acquire()
+            for leftover in self.folder.parent.glob(self._beside("-*").name):
+                shutil.rmtree(leftover, ignore_errors=True)
+        except portalocker.LockException as error:
+            reason = error.args[0] if error.args else error
+            logger.warning("%s cannot be locked (%s): going on without", self.folder, reason)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _beside(self, ending: str) -> Path:
+        return self.folder.with_name(f".{self.split}{ending}")
+
+    def _replace(self) -> None:
+        """Draw the set and put it in its place, from which the one before is removed."""
+        found = set(os.listdir(self.folder)) if self.folder.exists() else set()
+        if found and not found & {_VERSION_FILE, _OLD_VERSION_FILE}:
+            raise DatasetError(
+                f"{self.folder} holds something else than a data set drawn by this package (it "
+                f"has no {_VERSION_FILE}); move it away, or let $DETECTRON2_DATASETS name another "
+                "folder"
+            )
+        with tempfile.TemporaryDirectory(
+            prefix=self._beside("-").name, dir=self.folder.parent, ignore_cleanup_errors=True
+        ) as beside:
+            self._draw(Path(beside, "new"))
+            if self.folder.exists():
+                self.folder.rename(Path(beside, "old"))
+            Path(beside, "new").rename(self.folder)
+
+    def _draw(self, folder: Path) -> None:
+        import cv2  # here, as registering a set shall not need OpenCV
+
+        wanted = self._wanted(self._found())
         painter = importlib.import_module(self.recipe.module)
-        journal = self._journal()
-        with (
-            journal.rewriting(header=[header], record=list(records.values())),
-            mapping(workers, len(missing)) as map_in_order,
-        ):
-            draw = functools.partial(painter.draw, self.split, header["seed"])
-            drawn = map_in_order(functools.partial(_draw_one, draw, self.images), missing)
-            title = f"{self.recipe.name} {self.split}"
-            for record in tqdm(drawn, title, len(missing), unit="image"):
-                records[record["index"]] = record
-                journal.append("record", record)
-            text = painter.annotate([records[index] for index in sorted(records)]).encode()
-            write_atomically(self.annotations, text)
-            journal.append("annotations", hashlib.sha256(text).hexdigest())
-
-    def _journal(self) -> Journal:
-        return Journal(self.folder / "records.jsonl")
+        (folder / "images").mkdir(parents=True)
+        records = []
+        title = f"{self.recipe.name} {self.split}"
+        for index in tqdm(range(wanted["num_images"]), title, unit="image"):
+            image, record = painter.draw(self.split, wanted["seed"], index)
+            name = f"{index:06d}.jpg"
+            encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+            (folder / "images" / name).write_bytes(encoded)
+            records.append({"index": index, "file_name": name, **record})
+        (folder / self.recipe.annotation_file).write_bytes(painter.annotate(records).encode())
+        (folder / _VERSION_FILE).write_text(json.dumps(wanted))
 
 
-def _is_record(value: Any) -> bool:
-    """Whether ``_draw_one`` may have returned it: its image is in the folder of images."""
-    if not isinstance(value, dict) or type(value.get("index")) is not int:
-        return False
-    has_checksum = isinstance(value.get("sha256"), str)
-    return has_checksum and value.get("file_name") == _file_name(value["index"])
-
-
-def _file_name(index: int) -> str:
-    return f"{index:06d}.jpg"
-
-
-def _draw_one(draw: Callable[[int], tuple[np.ndarray, Record]], folder: Path, index: int) -> Record:
-    """Draw and write one image; returns its record with ``index``, ``file_name`` and ``sha256``."""
-    import cv2  # here, as registering a set shall not need OpenCV
-
-    image, record = draw(index)
-    encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-    name = _file_name(index)
-    # no sync for each of thousands of files: one that a power cut takes fails its checksum later
-    write_atomically(folder / name, encoded, sync=False)
-    sha256 = hashlib.sha256(encoded).hexdigest()
-    return {"index": index, "file_name": name, "sha256": sha256, **record}
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def command_line(recipe: Recipe, arguments: Sequence[str] | None = None) -> int:
     """Make a set's splits as the arguments say; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {recipe.module}",
-        description=f"Make, resize or repair the data set {recipe.name!r}; what is whole is kept.",
+        description=f"Draw the data set {recipe.name!r}, of any size; what is there so is kept.",
     )
     shown = "[%(default)s]"
     root = datasets_root()
@@ -221,12 +217,11 @@ def command_line(recipe: Recipe, arguments: Sequence[str] | None = None) -> int:
     for split, count in recipe.counts.items():
         parser.add_argument(f"--{split}", type=_whole, default=count, help=f"images {shown}")
     parser.add_argument("--seed", type=_whole, default=0, help=shown)
-    parser.add_argument("--workers", type=_whole, help="processes [one per core]")
     args = parser.parse_args(arguments)
     try:
         for split in recipe.counts:
             if count := getattr(args, split):
-                path = GeneratedSet(recipe, args.root, split, count, args.seed).ensure(args.workers)
+                path = GeneratedSet(recipe, args.root, split, count, args.seed).ensure()
                 print(f"{count} images: {path}")
     except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)

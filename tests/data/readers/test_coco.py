@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
+from defcn_d2.data.errors import DatasetError
 from defcn_d2.data.readers.coco import read_coco
-from defcn_d2.data.synthetic.generation import DatasetError
 
 
 def test_records_are_detectron2s(tmp_path):
@@ -64,6 +64,60 @@ def test_what_is_left_out(tmp_path):
     assert "not among the images: 1, first annotation 3 (32)" in unknown
     assert "boxes without area in their image: 2, first annotation 1 ([5, 5, 0, 9] in" in empty
     assert "outside their image: 1, first annotation 4 ([60, 5, 90, 9] in an image of 64" in outside
+
+
+def with_visible_boxes():
+    """A box without area is among the annotations, and the crowd has no visible box."""
+    content = make_content()
+    for number, entry in enumerate(content["annotations"]):
+        if not entry["iscrowd"]:
+            entry["visible_bbox"] = [number, 1, 2.5, 3]
+    content["annotations"][1]["bbox"] = [5, 5, 0, 9]
+    return content
+
+
+def test_extra_boxes(tmp_path):
+    files = write_set(tmp_path, with_visible_boxes())
+    data = read_coco(*files, ["visible"])
+    assert data.lacking == []
+    kept = [x for record in data.records() for x in record["annotations"]]
+    assert [(x["bbox"], x.get("visible_bbox")) for x in kept] == [
+        ([2, 2, 40, 40], [2, 1, 2.5, 3]),
+        ([0, 0, 60, 44], None),
+        ([10, 12, 16, 14], [4, 1, 2.5, 3]),
+        ([4, 6, 20, 30], [0, 1, 2.5, 3]),
+    ]
+    data = read_coco(*files)  # not asked for
+    assert not any("visible_bbox" in x for r in data.records() for x in r["annotations"])
+
+
+def test_extra_boxes_that_objects_lack(tmp_path):
+    content = with_visible_boxes()
+    del content["annotations"][2]["visible_bbox"]
+    data = read_coco(*write_set(tmp_path, content), ["visible", "head"])
+    assert data.lacking == [
+        "annotations without 'visible_bbox', which DATASETS.EXTRA_BOXES asks for: 1, first "
+        "annotation 102; add it to them, or leave 'visible' out there",
+        "annotations without 'head_bbox', which DATASETS.EXTRA_BOXES asks for: 4, first "
+        "annotation 102, annotation 104, annotation 100, ...; add it to them, or leave 'head' out "
+        "there",
+    ]
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, float("nan"), 4], None, "1 2 3 4"])
+def test_extra_boxes_that_are_none(tmp_path, box):
+    content = with_visible_boxes()
+    content["annotations"][2]["visible_bbox"] = box
+    content["annotations"][4]["bbox"] = []
+    path, root = write_set(tmp_path, content)
+    with pytest.raises(DatasetError) as caught:
+        read_coco(path, root, ["visible"])
+    assert str(caught.value) == (
+        f"{path}: annotations whose 'visible_bbox' is not four finite numbers, x, y, width and "
+        f"height in pixels: 1, first annotation 102 ({box!r}); correct or remove them. annotations "
+        "whose 'bbox' is not four finite numbers, x, y, width and height in pixels: 1, first "
+        "annotation 104 ([]); correct or remove them"
+    )
 
 
 def test_all_mistakes_at_once(tmp_path):

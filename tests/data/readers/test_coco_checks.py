@@ -8,10 +8,10 @@ from coco_files import make_content, write_set
 from hypothesis import given
 from hypothesis import strategies as st
 
+from defcn_d2.data.errors import DatasetError
 from defcn_d2.data.readers.coco_checks import check_unit, find_missing, useful_boxes
 from defcn_d2.data.readers.coco_entries import CocoBox, read_images
 from defcn_d2.data.readers.findings import Findings
-from defcn_d2.data.synthetic.generation import DatasetError
 
 sides = st.integers(-30, 60)
 
@@ -20,7 +20,7 @@ sides = st.integers(-30, 60)
 def test_useful_boxes_by_counting_pixels(rows):
     """In an image of 12 x 9; the boxes' corners are whole pixels, so that pixels can be counted."""
     width, height = 12, 9
-    entries = [CocoBox(number, 0, 0, list(row), None, False) for number, row in enumerate(rows)]
+    entries = [CocoBox(number, 0, 0, list(row), None, False, {}) for number, row in enumerate(rows)]
     findings = Findings()
     found = useful_boxes(
         np.array(rows, float), np.array([[width, height]] * len(rows)), entries, findings

@@ -5,9 +5,9 @@ import json
 import pytest
 from coco_files import make_content
 
+from defcn_d2.data.errors import DatasetError
 from defcn_d2.data.readers.coco_entries import parse, read_boxes, read_categories, read_images
 from defcn_d2.data.readers.findings import Findings
-from defcn_d2.data.synthetic.generation import DatasetError
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_all_is_understood():
         (31, "a.png", (64, 48)),
     ]
     assert [x.crowd for x in boxes] == [False, False, False, True, False]
-    assert boxes[0] == (100, 31, 3, [4, 6, 20, 30], 300.0, False)
+    assert boxes[0] == (100, 31, 3, [4, 6, 20, 30], 300.0, False, {})
     assert fatal == odd == []
 
 

@@ -78,6 +78,25 @@ def test_dataset_dicts(crowd):
     assert [a["bbox"] for a in dicts[0]["annotations"]][1] == [-5, -8, 30.5, 90]
     assert [a["iscrowd"] for a in dicts[0]["annotations"]] == [0, 0, 0, 1, 1, 1, 0]
     assert {a["category_id"] for item in dicts for a in item["annotations"]} == {0}
+    seen = [a.get("visible_bbox") for a in dicts[0]["annotations"]]
+    assert seen == [
+        [10, 20, 30, 40],
+        [-5, -8, 30.5, 90],
+        None,
+        None,
+        None,
+        [0, 0, 9, 9],
+        [0, 0, 0, 9],
+    ]
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, -3, 4], [1, 2, float("nan"), 4], "x", None])
+def test_a_visible_box_that_is_none_is_left_out(tmp_path, box):
+    """Most trainings need none."""
+    line = {"ID": "x", "width": 9, "height": 7, "gtboxes": [{**person([1, 1, 5, 5]), "vbox": box}]}
+    (item,) = load_crowdhuman(write(tmp_path / "a.odgt", [line]), tmp_path)
+    assert item["annotations"][0]["bbox"] == [1, 1, 5, 5]
+    assert "visible_bbox" not in item["annotations"][0]
 
 
 def test_the_mapper_keeps_ignore_regions_out_and_clips(crowd):

@@ -179,6 +179,30 @@ def test_half_of_it(opts, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_extra_boxes_are_needed_to_train_with(train, val):
+    asked = ["DATASETS.EXTRA_BOXES", "['visible']"]
+    cfg = load_config(CONFIG, [*pair("TRAIN", train), *pair("VAL", val), *asked])
+    message = f"DATASETS.REGISTER.TRAIN: {train[0]}: annotations without 'visible_bbox', which"
+    with pytest.raises(DatasetError, match=f"^{message}.*: 4, first annotation 102, "):
+        check_datasets(cfg, ["TRAIN", "VAL"])
+    check_datasets(cfg, ["VAL"])
+    content = make_content()
+    for entry in content["annotations"]:
+        entry["visible_bbox"] = [1, 2, 3, 4]
+    train[0].write_text(json.dumps(content))
+    check_datasets(cfg, ["TRAIN", "VAL"])
+    (record, *_) = load_records(cfg, cfg.DATASETS.TRAIN, True)
+    assert record["annotations"][0]["visible_bbox"] == [1, 2, 3, 4]
+    load_config(CONFIG, pair("TRAIN", train))  # the same files without: registered anew
+    (record, *_) = load_records(cfg, cfg.DATASETS.TRAIN, True)
+    assert "visible_bbox" not in record["annotations"][0]
+
+
+def test_names_of_extra_boxes_are_checked(train):
+    with pytest.raises(UserError, match="EXTRA_BOXES has the name 'a b'; give letters"):
+        load_config(CONFIG, [*pair("TRAIN", train), "DATASETS.EXTRA_BOXES", "['a b']"])
+
+
 def test_masks_are_refused(train):
     with pytest.raises(UserError, match="for boxes alone, but MODEL.MASK_ON"):
         load_config(CONFIG, [*pair("TRAIN", train), "MODEL.MASK_ON", "True"])

@@ -1,4 +1,4 @@
-"""Generated data sets: same content however made, damage repaired, kills and rivals survived."""
+"""Generated data sets: drawn whole or not at all, once, whoever asks for them at the same time."""
 
 import json
 import multiprocessing
@@ -8,17 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
+import portalocker
 import pytest
 
 import defcn_d2.data.synthetic.generation as generation
-from defcn_d2.data.synthetic.generation import DatasetError, GeneratedSet, Recipe, command_line
-from defcn_d2.data.synthetic.storage import Journal, write_atomically
+from defcn_d2.data.errors import DatasetError
+from defcn_d2.data.synthetic.generation import GeneratedSet, Recipe, command_line
+from defcn_d2.data.synthetic.storage import write_atomically
 
-COUNT = 50  # more than a worker takes at a time, so that several have something to do
+COUNT = 20
 CALLS: list[int] = []  # indices drawn in this process
 
 
@@ -40,15 +41,21 @@ RECIPE = Recipe("cheap", 1, __name__, "labels.json", {"train": COUNT, "val": 3})
 
 
 def content(made: GeneratedSet) -> dict[str, bytes]:
-    """Every file of a set but the journal, whose lines may come in any order, and the lock."""
-    files = [made.annotations, *made.images.iterdir()]
+    """Every file of a set."""
+    files = [path for path in made.folder.rglob("*") if path.is_file()]
     return {str(f.relative_to(made.folder)): f.read_bytes() for f in files}
+
+
+def beside(made: GeneratedSet) -> list[str]:
+    """What lies beside a set, except for its lock."""
+    names = {path.name for path in made.folder.parent.iterdir()}
+    return sorted(names - {made.split, f".{made.split}.lock"})
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     made = GeneratedSet(RECIPE, tmp_path_factory.mktemp("expected"), "train")
-    made.ensure(workers=1)
+    made.ensure()
     return content(made)
 
 
@@ -56,146 +63,103 @@ def expected(tmp_path_factory):
 def made(tmp_path):
     """A set that is there, its calls forgotten."""
     result = GeneratedSet(RECIPE, tmp_path, "train")
-    result.ensure(workers=1)
+    result.ensure()
     CALLS.clear()
     return result
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_content_does_not_depend_on_the_number_of_workers(tmp_path, expected, workers):
-    other = GeneratedSet(RECIPE, tmp_path, "train")
-    other.ensure(workers)
-    assert content(other) == expected
-    assert len(expected) == COUNT + 1
+def test_what_is_drawn(made):
+    names = [f"{index:06d}.jpg" for index in range(COUNT)]
+    assert set(content(made)) == {"labels.json", "version.json", *(f"images/{x}" for x in names)}
+    assert [entry[:2] for entry in json.loads(made.annotations.read_text())] == [
+        [index, name] for index, name in enumerate(names)
+    ]
+    assert beside(made) == []
 
 
 @pytest.mark.parametrize("difference", [{"seed": 1}, {"split": "val"}])
 def test_content_depends_on_seed_and_split(tmp_path, expected, difference):
     other = GeneratedSet(**{"recipe": RECIPE, "root": tmp_path, "split": "train"} | difference)
-    other.ensure(1)
+    other.ensure()
     ours = content(other)
     assert all(ours[name] != expected[name] for name in ours)
     assert len(set(ours.values())) == len(ours), "two images are the same"
 
 
-def test_a_whole_set_is_left_alone(made):
+def test_a_set_that_is_there_is_left_alone(made):
     before = {f: f.stat().st_mtime_ns for f in made.folder.rglob("*")}
     assert made.ensure() == made.annotations
     assert not CALLS
     assert before == {f: f.stat().st_mtime_ns for f in made.folder.rglob("*")}
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, lambda path: path.write_bytes(b"")])
-@pytest.mark.parametrize("name", ["images/000007.jpg", "labels.json", "records.jsonl"])
-def test_damage_is_noticed_and_repaired(made, expected, name, damage):
-    damage(made.folder / name)
-    made.ensure(workers=1)
-    assert content(made) == expected
-    if name.startswith("images"):
-        assert CALLS == [7], "only the damaged image should be drawn again"
-    elif name == "labels.json":
-        assert not CALLS, "the journal has all labels"
-    CALLS.clear()
-    made.ensure(workers=1)
-    assert not CALLS, "the repaired set should be whole"
+def test_another_version_is_drawn_anew(made):
+    newer = Recipe("cheap", 2, __name__, "labels.json", RECIPE.counts)
+    (made.images / "000099.jpg").write_bytes(b"of the version before")
+    GeneratedSet(newer, made.root, "train").ensure()
+    assert CALLS == list(range(COUNT))
+    assert len(list(made.images.iterdir())) == COUNT and beside(made) == []
 
 
 @pytest.mark.parametrize(
-    "entry",
-    [
-        ["record", {"index": 1, "file_name": "../../secret.jpg", "sha256": None}],
-        ["record", {"index": 1, "sha256": None}],
-        ["record", {"index": "1", "file_name": "000001.jpg", "sha256": None}],
-        ["record", 3],
-        ["header", 3],
-        [["record"], {}],
-        {"record": 1},
-        3,
-    ],
+    "version", ["", "{", "[1]", '{"seed": -1}', '{"num_images": "9", "seed": true}', "[" * 10**5]
 )
-def test_a_journal_of_a_stranger_is_no_harm(tmp_path, entry):
-    """Checksums are no signature: what nobody here has written is left out."""
-    made = GeneratedSet(RECIPE, tmp_path, "val")
-    made.ensure(1)
-    journal, want = made.folder / "records.jsonl", content(made)
-    text = json.dumps(entry)
-    line = f"{zlib.crc32(text.encode()):08x} {text}\n"
-    journal.write_text(line + journal.read_text())
-    made.ensure(1)
-    assert content(made) == want
+def test_a_damaged_version_file_means_the_defaults(made, expected, version):
+    (made.folder / "version.json").write_text(version)
+    made.ensure()
+    assert CALLS == list(range(COUNT)) and content(made) == expected
 
 
-def test_every_single_damaged_byte_of_the_journal_is_survived(tmp_path):
-    made = GeneratedSet(RECIPE, tmp_path, "val")
-    made.ensure(1)
-    journal, want = made.folder / "records.jsonl", content(made)
-    text = journal.read_bytes()
-    for place in range(0, len(text), 11):
-        journal.write_bytes(text[:place] + bytes([text[place] ^ 0x11]) + text[place + 1 :])
-        made.ensure(1)
-        assert content(made) == want
+def test_a_set_of_the_time_before_version_files_is_drawn_anew(made, expected):
+    (made.folder / "version.json").rename(made.folder / "records.jsonl")
+    made.ensure()
+    assert content(made) == expected
 
 
-def test_another_version_is_drawn_anew(made):
-    newer = Recipe("cheap", 2, __name__, "labels.json", RECIPE.counts)
-    GeneratedSet(newer, made.root, "train").ensure(1)
-    assert CALLS == list(range(COUNT))
+def test_what_others_have_put_there_is_not_removed(tmp_path):
+    made = GeneratedSet(RECIPE, tmp_path, "train")
+    made.images.mkdir(parents=True)
+    (made.images / "mine.jpg").write_bytes(b"mine")
+    message = rf"{made.folder} holds something else .* \(it has no version.json\); move it away"
+    with pytest.raises(DatasetError, match=message):
+        made.ensure()
+    assert content(made) == {"images/mine.jpg": b"mine"} and beside(made) == []
 
 
-def test_a_set_can_grow_and_shrink(made, expected):
-    GeneratedSet(RECIPE, made.root, "train", COUNT + 2).ensure(1)
-    assert CALLS == [COUNT, COUNT + 1]
-    GeneratedSet(RECIPE, made.root, "train", 4).ensure(1)
+def test_size_and_seed_can_change_and_stay_where_none_is_given(made, expected):
+    GeneratedSet(RECIPE, made.root, "train", 4, seed=9).ensure()
     assert len(json.loads(made.annotations.read_text())) == 4
     CALLS.clear()
-    made.ensure(1)  # no number given: what is there stays
+    made.ensure()
     assert not CALLS and len(json.loads(made.annotations.read_text())) == 4
-    GeneratedSet(RECIPE, made.root, "train", COUNT).ensure(1)
-    assert made.annotations.read_bytes() == expected["labels.json"]
+    newer = Recipe("cheap", 2, __name__, "labels.json", RECIPE.counts)
+    GeneratedSet(newer, made.root, "train").ensure()
+    assert json.loads((made.folder / "version.json").read_text()) == {
+        "name": "cheap", "version": 2, "split": "train", "seed": 9, "num_images": 4
+    }  # fmt: skip
+    GeneratedSet(RECIPE, made.root, "train", COUNT, seed=0).ensure()
+    assert content(made) == expected
 
 
-def test_size_and_seed_of_what_is_there_are_kept_when_it_is_repaired(tmp_path):
-    GeneratedSet(RECIPE, tmp_path, "val", 5, seed=9).ensure(1)
-    default = GeneratedSet(RECIPE, tmp_path, "val")
-    want = content(default)
-    (default.images / "000001.jpg").unlink()
-    default.ensure(1)
-    assert content(default) == want and len(want) == 6
-
-
-def test_an_interrupted_generation_goes_on(tmp_path, expected, monkeypatch):
+def test_an_interrupted_drawing_leaves_nothing(tmp_path, expected, monkeypatch):
     def interrupted(split, seed, index):
-        if index == 20:
+        if index == 10:
             raise KeyboardInterrupt
         return draw_at_once(split, seed, index)
 
     made = GeneratedSet(RECIPE, tmp_path, "train")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sys.modules[__name__], "draw", interrupted)
-        made.ensure(workers=1)
-    assert not made.annotations.exists(), "the annotation file comes last"
-    CALLS.clear()
-    made.ensure(workers=1)
-    assert CALLS == list(range(20, COUNT))
+        made.ensure()
+    assert not made.folder.exists() and beside(made) == []
+    made.ensure()
     assert content(made) == expected
 
 
-class Slow:
+def slow(split, seed, index):
     """As the cheap recipe, but slow enough to be killed at work."""
-
-    def __call__(self, split, seed, index):
-        time.sleep(0.01)
-        return draw_at_once(split, seed, index)
+    time.sleep(0.05)
+    return draw_at_once(split, seed, index)
 
 
 def wait_for(condition, seconds=30):
@@ -205,79 +169,79 @@ def wait_for(condition, seconds=30):
         time.sleep(0.01)
 
 
-def in_process(made, workers):
-    process = multiprocessing.get_context("fork").Process(target=made.ensure, args=(workers,))
+def in_process(function):
+    process = multiprocessing.get_context("fork").Process(target=function)
     process.start()
     return process
 
 
-def test_killed_at_work_it_frees_the_lock_and_goes_on(tmp_path, expected, monkeypatch):
+@pytest.mark.parametrize("count", [None, 4])
+def test_killed_at_work_it_leaves_the_folder_beside_alone(tmp_path, expected, monkeypatch, count):
     made = GeneratedSet(RECIPE, tmp_path, "train")
-    journal = made.folder / "records.jsonl"
+    if count:
+        GeneratedSet(RECIPE, tmp_path, "train", count).ensure()
+    before = content(made)
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[__name__], "draw", Slow())
-        process = in_process(made, workers=2)
-    wait_for(lambda: journal.exists() and journal.read_text().count("\n") > 10)
+        patch.setattr(sys.modules[__name__], "draw", slow)
+        process = in_process(GeneratedSet(RECIPE, tmp_path, "train", COUNT).ensure)
+    wait_for(lambda: len(list(tmp_path.glob("cheap/.train-*/new/images/*"))) > 5)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    (made.images / ".000049.jpg.0123.part").write_bytes(b"half")  # as a kill in a write leaves it
-    CALLS.clear()
-    made.ensure(workers=1)  # would wait for ever if a worker outlived its parent with the lock
-    assert 0 < len(CALLS) < COUNT
-    assert content(made) == expected
+    assert content(made) == before and len(beside(made)) == 1
+    GeneratedSet(RECIPE, tmp_path, "train", COUNT).ensure()
+    assert content(made) == expected and beside(made) == []
 
 
-class Deadly:
-    """As the cheap recipe, but its process is killed at an image, as for want of memory."""
-
-    def __call__(self, split, seed, index):
-        if index == 40:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return draw_at_once(split, seed, index)
-
-
-def test_a_killed_worker_is_told_and_the_next_run_goes_on(tmp_path, expected, monkeypatch):
+def test_of_several_processes_one_draws_and_the_others_wait(tmp_path, expected, monkeypatch):
     made = GeneratedSet(RECIPE, tmp_path, "train")
+
+    def logged(split, seed, index):
+        with (tmp_path / "drawn").open("a") as file:
+            file.write(f"{index}\n")
+        return slow(split, seed, index)
+
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[__name__], "draw", Deadly())
-        with pytest.raises(DatasetError, match="was killed, perhaps for want of memory.*run it ag"):
-            made.ensure(workers=2)
-    made.ensure(workers=1)
-    assert content(made) == expected
-
-
-def test_several_processes_at_once_agree(tmp_path, expected):
-    made = GeneratedSet(RECIPE, tmp_path, "train")
-    processes = [in_process(made, workers) for workers in (1, 2, 1)]
+        patch.setattr(sys.modules[__name__], "draw", logged)
+        processes = [in_process(made.ensure) for _ in range(3)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert content(made) == expected
+    assert content(made) == expected and beside(made) == []
+    assert [int(x) for x in (tmp_path / "drawn").read_text().split()] == list(range(COUNT))
+
+
+def test_who_waits_for_another_process_says_so(made, monkeypatch, caplog):
+    """And goes on without the lock at last, in a folder of its own."""
+    monkeypatch.setattr(generation, "_PATIENCE", 0.1)
+    with portalocker.Lock(str(made.folder.with_name(".train.lock"))), caplog.at_level("INFO"):
+        GeneratedSet(RECIPE, made.root, "train", 4).ensure()
+    assert f"another process is at work in {made.folder}: waiting for it" in caplog.text
+    assert "cannot be locked ([Errno" in caplog.text
+    assert CALLS == list(range(4)) and beside(made) == []
 
 
 def test_without_locks_it_works_too(tmp_path, expected, monkeypatch, caplog):
     def no_locks(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr(portalocker.portalocker, "LOCKER", no_locks)
     made = GeneratedSet(RECIPE, tmp_path, "train")
-    made.ensure(workers=1)
+    made.ensure()
     assert content(made) == expected
-    assert "No locks available" in caplog.text
+    assert "cannot be locked ([Errno 37] No locks available): going on" in caplog.text
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_one_clear_error_and_leaves_no_rest(tmp_path, monkeypatch, workers):
+def test_a_full_disk_is_one_clear_error_and_leaves_no_rest(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     made = GeneratedSet(RECIPE, tmp_path, "train")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(DatasetError, match=r"No space left.*\$DETECTRON2_DATASETS") as error:
-            made.ensure(workers)
+            made.ensure()
     assert str(made.folder) in str(error.value)
-    assert not [f for f in made.folder.rglob("*") if f.is_file() and f.name != ".lock"]
+    assert not made.folder.exists() and beside(made) == []
 
 
 def test_a_root_that_cannot_be_written(tmp_path):
@@ -292,7 +256,7 @@ def test_an_unknown_split_is_refused(tmp_path):
 
 
 def test_command_line(tmp_path, expected, capsys):
-    assert command_line(RECIPE, ["--root", str(tmp_path), "--val", "0", "--workers", "2"]) == 0
+    assert command_line(RECIPE, ["--root", str(tmp_path), "--val", "0"]) == 0
     assert content(GeneratedSet(RECIPE, tmp_path, "train")) == expected
     assert capsys.readouterr().out == f"{COUNT} images: {tmp_path}/cheap/train/labels.json\n"
     assert not (tmp_path / "cheap" / "val").exists()
@@ -326,17 +290,6 @@ def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch
     with pytest.raises(OSError, match="I/O error"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_journal_leaves_out_what_is_unfinished(tmp_path):
-    journal = Journal(tmp_path / "journal")
-    assert journal.read() == {}
-    with journal.rewriting(a=[1, {"b": "\u00e9\n"}]):
-        journal.append("c", [2])
-    assert journal.read() == {"a": [1, {"b": "\u00e9\n"}], "c": [[2]]}
-    text = journal.path.read_text()
-    journal.path.write_text(text[:-2])
-    assert journal.read() == {"a": [1, {"b": "\u00e9\n"}]}
 
 
 def test_importing_registers_without_drawing(tmp_path):

@@ -150,6 +150,7 @@ def test_registration(tmp_path):
         ):
             assert annotation["bbox"] == box["fbox"] == list(label["fbox"])
             assert annotation["iscrowd"] == ignored(label)
+            assert annotation["visible_bbox"] == box["vbox"]
             assert set(box) == {"tag", "fbox", "vbox", "hbox", "extra", "head_attr"}
 
 

@@ -62,9 +62,8 @@ def change_json(content: bytes, rng: random.Random) -> bytes:
     except json.JSONDecodeError:
         lines = content.splitlines(keepends=True)
     number = rng.randrange(len(lines))
-    head, brace, tail = lines[number].partition(b"{")  # a journal has a checksum before
     try:
-        lines[number] = head + json.dumps(_changed(json.loads(brace + tail), rng)).encode() + b"\n"
+        lines[number] = json.dumps(_changed(json.loads(lines[number]), rng)).encode() + b"\n"
     except json.JSONDecodeError:
         lines[number] = b"{}\n"
     return b"".join(lines)

@@ -20,16 +20,14 @@ import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 
-from defcn_d2.data import load_crowdhuman
-from defcn_d2.data.builtin import SHAPES
+from defcn_d2.data import DatasetError, load_crowdhuman
 from defcn_d2.data.image_limit import ImageTooLarge, check_pixels
 from defcn_d2.data.readers import coco
-from defcn_d2.data.synthetic.generation import DatasetError, GeneratedSet
 from defcn_d2.evaluation.results import read_results
 from fuzzing.file_damage import CHANGES, DAMAGE, Damage
 
 WIDTH, HEIGHT = 64, 48
-_JSON = (".json", ".jsonl", ".odgt")
+_JSON = (".json", ".odgt")
 
 
 class Wrong(Exception):
@@ -193,28 +191,6 @@ class ResultsFile(Kind):
         return "the same" if same else "other"
 
 
-class GeneratedFiles(Kind):
-    """The files of a generated data set: damage is repaired, to the last byte."""
-
-    name = "generated set"
-    damaged = tuple(
-        f"shapes/val/{x}" for x in ("records.jsonl", "annotations.json", "images/000001.jpg")
-    )
-
-    def write(self) -> None:
-        self.made = GeneratedSet(SHAPES, self.folder, "val", 2, 0)
-        self.made.ensure(workers=1)
-
-    def read(self) -> Any:
-        path = self.made.ensure(workers=1)
-        return [path.read_bytes(), *(x.read_bytes() for x in sorted(self.made.images.iterdir()))]
-
-    def judge(self, found: Any) -> str:
-        if found != self.expected:
-            raise Wrong("a data set that is not as it was drawn")
-        return "the same"
-
-
 class ImageFile(Kind):
     """What is said of an image before it is decoded."""
 
@@ -236,4 +212,4 @@ class ImageFile(Kind):
         return "the same"  # as far as the reader looks
 
 
-DATA: tuple[type[Kind], ...] = (CocoFile, OdgtFile, ResultsFile, GeneratedFiles, ImageFile)
+DATA: tuple[type[Kind], ...] = (CocoFile, OdgtFile, ResultsFile, ImageFile)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defcn_d2.data import DatasetError
+from defcn_d2.data.json_fields import parse_json, shown
 from defcn_d2.data.readers.coco import read_coco
-from defcn_d2.data.readers.json_files import parse_json
-from defcn_d2.data.readers.odgt import read_odgt, shown
+from defcn_d2.data.readers.odgt import read_odgt
 from defcn_d2.evaluation.results import read_results
 
 VALUES = st.recursive(
