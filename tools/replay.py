@@ -27,7 +27,7 @@ from defcn_d2.engine.mixed_precision import PRECISIONS
 from defcn_d2.engine.nonfinite import FORMAT
 from defcn_d2.engine.seeds import seed_generators
 from defcn_d2.utils.errors import UserError, reported
-from defcn_d2.weights.checkpointer import read_checkpoint
+from defcn_d2.weights.reader import read_checkpoint
 
 Batch = list[dict[str, Any]]
 _SHOWN = 5  # of the tensors that are not finite

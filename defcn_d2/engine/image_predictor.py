@@ -10,7 +10,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ..data import DatasetError
-from ..weights.run_checkpointer import load_weights
+from ..weights.checkpointer import load_weights
 from .trainer import Trainer
 
 

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..weights.checkpointer import replacing
+from ..utils.files import replacing
 
 #: Version of the content of a dump.
 FORMAT = 1

@@ -17,7 +17,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..config.load import find_config_file, load_config
 from ..utils.errors import as_user_error, reported
-from ..weights.run_checkpointer import Checkpointer
+from ..weights.checkpointer import Checkpointer
 from .cluster.distributed import Torchrun
 from .cluster.preemption import Preemption, forwarding
 from .cpu import use_cpu

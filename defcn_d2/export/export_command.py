@@ -19,7 +19,7 @@ from ..engine.cpu import use_cpu
 from ..engine.predictor import read_rgb
 from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, reported
-from ..weights.run_checkpointer import load_weights
+from ..weights.checkpointer import load_weights
 from .artifacts import FORMATS, Outputs, require_onnx
 from .benchmark import latency
 from .comparison import Difference

@@ -18,7 +18,7 @@ from ..engine.cluster.distributed import is_first_to_fail
 from ..engine.cluster.preemption import RESUMABLE, Preempted
 from ..engine.data_loading import LoaderError
 from ..modeling.batch_checks import BatchError
-from ..weights.checkpointer import CheckpointError
+from ..weights.reader import CheckpointError
 from .printable import printable_lines
 
 # Errors that say in one sentence what is wrong, and what to do.

@@ -21,7 +21,7 @@ from defcn_d2.engine.datasets import load_records
 from defcn_d2.engine.preflight import check
 from defcn_d2.engine.trainer import Trainer
 from defcn_d2.utils.errors import UserError, as_user_error, describe, nearest, reported
-from defcn_d2.weights.checkpointer import CheckpointError
+from defcn_d2.weights.reader import CheckpointError
 
 
 @pytest.fixture(autouse=True, scope="module")
