@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
 
 from defcn_d2.data.synthetic.storage import write_atomically  # noqa: E402
 
-SOURCE, PAGE = ROOT / "defcn_d2" / "config.py", ROOT / "docs" / "configuration.md"
+SOURCE, PAGE = ROOT / "defcn_d2" / "config" / "defaults.py", ROOT / "docs" / "configuration.md"
 HEAD = """\
 # Configuration
 

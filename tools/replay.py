@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from defcn_d2.config.load import load_config
 from defcn_d2.engine.mixed_precision import PRECISIONS
 from defcn_d2.engine.nonfinite import FORMAT
+from defcn_d2.engine.reporting import reported
 from defcn_d2.engine.seeds import seed_generators
-from defcn_d2.utils.errors import UserError, reported
+from defcn_d2.utils.errors import UserError
 from defcn_d2.weights.reader import read_checkpoint
 
 Batch = list[dict[str, Any]]

@@ -1,13 +1,21 @@
-"""Every configuration key of the project, with its default and one line of why."""
+"""Every configuration key that belongs to no component, with its default and one line of why."""
 
 from detectron2.config import CfgNode as CN
+
+from ..modeling.criterion import CRITERION_REGISTRY
+from ..modeling.head import HEAD_REGISTRY
+from ..modeling.loss import CLASS_LOSS_REGISTRY
+from ..modeling.matcher import MATCHER_REGISTRY
+from ..modeling.neck import NECK_REGISTRY
 
 
 def add_defcn_config(cfg: CN) -> None:
     """Add the keys under ``MODEL.DEFCN`` (and a few beside Detectron2's own) to ``cfg``, in place.
 
-    The defaults are the POTO configuration of the release (arXiv 2012.03544) without 3D Max
-    Filtering and without the auxiliary loss.
+    The defaults are the plain one-to-one configuration of the release (arXiv 2012.03544), without
+    3D Max Filtering and without the auxiliary loss. Keys of components, such as
+    ``MODEL.DEFCN.MATCHER.<Name>.<KEY>``, are the keyword arguments of their classes: of all that
+    are registered when this function is called.
 
     Args:
         cfg: a Detectron2 config, e.g. from ``detectron2.config.get_cfg()``.
@@ -31,7 +39,7 @@ def add_defcn_config(cfg: CN) -> None:
     node.COMPILE.BACKEND = "inductor"
 
     _add_head_config(node)
-    _add_matching_config(node)
+    _add_component_config(node)
     _add_inference_config(node)
     _add_training_config(cfg)
     _add_data_config(cfg)
@@ -64,56 +72,27 @@ def _add_head_config(node: CN) -> None:
     node.MAX_FILTERING.NORM = "GN"
 
 
-def _matcher_config(name: str) -> CN:
-    """The keys that a matcher may read; which ones it does read, its file says."""
-    node = CN()
-    # A name in defcn_d2.modeling.matcher.MATCHER_REGISTRY.
-    node.NAME = name
-    # POTO: weight a of the box quality in  score^(1 - a) * iou^a.
-    node.ALPHA = 0.8
-    # Half the side of the region around a box's centre, in strides; 0: the whole box.
-    node.RADIUS = 1.5
-    # POTO: "hungarian" (exact one-to-one matching) or "argmax" (each box its best location).
-    node.SOLVER = "hungarian"
-    # POTO, foreground loss: boxes without a location of their own still get one, as in the release.
-    node.KEEP_UNREACHABLE = False
-    # Matchers that pick candidates: how many per level.
-    node.TOPK = 9
-    # FCOS, Center: smallest and largest distance in pixels that each level regresses.
-    node.SIZE_RANGES = [[-1, 64], [64, 128], [128, 256], [256, 512], [512, float("inf")]]
-    # ATSS: side of the anchor whose IoU decides, in strides.
-    node.ANCHOR_SCALE = 8.0
-    # OneNet, foreground loss: factors of the class, L1 and GIoU terms of the cost (the foreground
-    # loss has its class term as it is, and no L1).
-    node.COST_CLS = 2.0
-    node.COST_L1 = 5.0
-    node.COST_GIOU = 2.0
-    # The focal loss in their class term; keep it equal to LOSS.FOCAL_*.
-    node.FOCAL_ALPHA = 0.25
-    node.FOCAL_GAMMA = 2.0
-    return node
+def _add_component_config(node: CN) -> None:
+    """Nodes of the parts that are chosen by name, with the keys of all that are registered."""
+    # Between the backbone's maps and the head; "" for none.
+    node.NECK = NECK_REGISTRY.node("NECK")
+    # Feature maps to predictions.
+    node.HEAD = HEAD_REGISTRY.node("HEAD")
+    # Which ground truth each location learns.
+    node.MATCHER = MATCHER_REGISTRY.node("MATCHER")
+    # Predictions and ground truth to losses.
+    node.CRITERION = CRITERION_REGISTRY.node("CRITERION")
+    # The criterion's loss of the class logits.
+    node.LOSS = CLASS_LOSS_REGISTRY.node("LOSS")
 
-
-def _add_matching_config(node: CN) -> None:
-    node.MATCHER = _matcher_config("POTO")
-
-    node.LOSS = CN()
-    # Focal loss of the classes.
-    node.LOSS.FOCAL_ALPHA = 0.25
-    node.LOSS.FOCAL_GAMMA = 2.0
-    node.LOSS.CLS_WEIGHT = 1.0
-    # GIoU loss of the boxes.
-    node.LOSS.REG_WEIGHT = 2.0
-    # L1 loss of their coordinates in sizes of the image ("loss_box_l1", OneNet).
-    node.LOSS.L1_WEIGHT = 0.0
-    # What losses are divided by: the number of "foreground" locations, or of "gts" (OneNet).
-    node.LOSS.NORMALIZER = "foreground"
-
-    # One-to-many classification loss beside the one-to-one losses ("loss_cls_aux").
+    # A second criterion beside the main one, whose losses end with "_aux".
     node.AUX = CN()
     node.AUX.ENABLED = False
-    node.AUX.WEIGHT = 1.0
-    node.AUX.MATCHER = _matcher_config("POTOAux")
+    # Its own parts. A head of its own gives the set of predictions "aux"; "" for none.
+    node.AUX.HEAD = HEAD_REGISTRY.node("AUX.HEAD")
+    node.AUX.MATCHER = MATCHER_REGISTRY.node("AUX.MATCHER")
+    node.AUX.CRITERION = CRITERION_REGISTRY.node("AUX.CRITERION")
+    node.AUX.LOSS = CLASS_LOSS_REGISTRY.node("AUX.LOSS")
 
 
 def _add_inference_config(node: CN) -> None:
@@ -123,6 +102,9 @@ def _add_inference_config(node: CN) -> None:
     node.TOPK_CANDIDATES_TEST = 1000
     # "none": end to end. "class_wise": non-maximum suppression within each class.
     node.NMS_TYPE = "none"
+    # Predicted boxes that decide in NMS: "" for the boxes themselves, or a name that the head gives
+    # beside them, as for the visible part of a person in a crowd.
+    node.NMS_BOXES = ""
     # IoU above which NMS drops the lower score (also of the second evaluation, TEST.WITH_NMS).
     node.NMS_THRESH_TEST = 0.6
     # True: one top-k over all locations and classes and no threshold, the path for deployment.

@@ -10,7 +10,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..data import DatasetError, register_datasets
-from ..utils.errors import UserError, as_user_error, first_line, nearest
+from ..utils.errors import UserError, as_user_error, did_you_mean, first_line
 from .bounded_yaml import BoundedYaml
 from .defaults import add_defcn_config
 from .files import config_file as packaged_file
@@ -60,7 +60,7 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if "://" not in config_file and not path.is_file():
         near = _file_near(path)
         if not path.suffix and "://" not in config_file:  # meant as a short name
-            near = nearest(config_file, config_names())
+            near = did_you_mean(config_file, config_names())
         raise UserError(f"configuration file {config_file!r} does not exist; {near}")
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"configuration file {config_file!r} is not a .yaml file, give one")
@@ -95,7 +95,7 @@ def _file_near(path: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {str(folder)!r} here, in {os.getcwd()}"
     files = [str(folder / file.name) for file in folder.glob("*.yaml")]
-    return nearest(str(path), files) if files else f"{str(folder)!r} holds no .yaml file"
+    return did_you_mean(str(path), files) if files else f"{str(folder)!r} holds no .yaml file"
 
 
 def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
@@ -132,7 +132,7 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
     unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown:
         key = unknown[1]
-        return f"unknown configuration key {key!r}; {nearest(key, keys_of(cfg))}"
+        return f"unknown configuration key {key!r}; {did_you_mean(key, keys_of(cfg))}"
     mismatch = _MISMATCH.match(str(error))
     if mismatch:
         expected, found, default, value, key = mismatch.groups()

@@ -1,39 +1,33 @@
-"""What a config has to say for a model: the values of single keys, and how they fit together.
+"""Rules of a config for a model: the values of single keys, and how they fit together.
 
-What only the parts themselves know, they check when they are built: a matcher its own keys, the
-head its channels, the backbone its maps. Keys of training stand in ``engine/training_checks.py``.
+Components check the values of their own keys when they are built, and say by ``problems`` what
+contradicts them elsewhere. Keys of training stand in ``training_rules.py``.
 """
 
-import difflib
 from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.layers import get_norm
 
-from ..modeling.head.dense import QUALITY_BRANCHES
+from ..modeling.criterion import CRITERION_REGISTRY
+from ..modeling.head import HEAD_REGISTRY
+from ..modeling.loss import CLASS_LOSS_REGISTRY
+from ..modeling.matcher import MATCHER_REGISTRY
+from ..modeling.neck import NECK_REGISTRY
+from ..utils.errors import did_you_mean
 from .defaults import add_defcn_config
 from .rules import (
     ConfigError,
     check_rules,
     each,
     first,
+    norm_name,
     numbers,
     one_of,
     unknown_name,
     value_of,
     whole,
 )
-
-_NORMS = ("", "BN", "FrozenBN", "GN", "LN", "SyncBN", "naiveSyncBN", "nnSyncBN")
-
-
-def _norm(key: str, value: object) -> str | None:
-    try:
-        get_norm(value, 32)
-    except (KeyError, TypeError, AttributeError):
-        return unknown_name(key, value, _NORMS)
-    return None
 
 
 def _device(key: str, value: object) -> str | None:
@@ -44,64 +38,20 @@ def _device(key: str, value: object) -> str | None:
     return None
 
 
-def _range(key: str, value: object) -> str | None:
-    if (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(isinstance(x, (int, float)) for x in value)
-        and value[0] < value[1]
-    ):
-        return None
-    return f"{key} is {value!r}, but must be [smallest, largest] in pixels"
-
-
-_DEFCN = {
-    "NUM_CLASSES": whole("[1, inf)"),
-    "PRIORS": one_of("points", "anchors"),
-    "NUM_CONVS": whole("[0, inf)"),
-    "NORM": _norm,
-    "PRIOR_PROB": numbers("(0, 1)"),
-    "QUALITY_BRANCH": one_of(*QUALITY_BRANCHES),
-    "MAX_FILTERING.TAU": numbers("[0, inf)", divisor=2),
-    "MAX_FILTERING.KERNEL_SIZE": numbers("[1, inf)", divisor=2, remainder=1),
-    "MAX_FILTERING.NORM": _norm,
-    "LOSS.FOCAL_ALPHA": numbers("[0, 1]"),
-    "LOSS.FOCAL_GAMMA": numbers("[0, inf)"),
-    "LOSS.CLS_WEIGHT": numbers("(0, inf)"),
-    "LOSS.REG_WEIGHT": numbers("[0, inf)"),
-    "LOSS.L1_WEIGHT": numbers("[0, inf)"),
-    "LOSS.NORMALIZER": one_of("foreground", "gts"),
-    "AUX.WEIGHT": numbers("(0, inf)"),
-    "SCORE_THRESH_TEST": numbers("[0, 1]"),
-    "TOPK_CANDIDATES_TEST": whole("[1, inf)"),
-    "NMS_TYPE": one_of("none", "class_wise"),
-    "NMS_THRESH_TEST": numbers("[0, 1]"),
-}
-_MATCHER = {
-    "ALPHA": numbers("[0, 1]"),
-    "RADIUS": numbers("[0, inf)"),
-    "SOLVER": one_of("hungarian", "argmax"),
-    "TOPK": whole("[1, inf)"),
-    "SIZE_RANGES": each(_range),
-    "ANCHOR_SCALE": numbers("(0, inf)"),
-    "COST_CLS": numbers("[0, inf)"),
-    "COST_L1": numbers("[0, inf)"),
-    "COST_GIOU": numbers("[0, inf)"),
-    "FOCAL_ALPHA": numbers("[0, 1]"),
-    "FOCAL_GAMMA": numbers("[0, inf)"),
-}
-#: Rules for all keys that a DeFCN, and inference with one, depend on.
+#: Rules for keys that belong to no component, on which a model and inference with it depend.
 MODEL_RULES = {
-    **{f"MODEL.DEFCN.{key}": rule for key, rule in _DEFCN.items()},
-    **{f"MODEL.DEFCN.MATCHER.{key}": rule for key, rule in _MATCHER.items()},
-    **{f"MODEL.DEFCN.AUX.MATCHER.{key}": rule for key, rule in _MATCHER.items()},
+    "MODEL.DEFCN.PRIORS": one_of("points", "anchors"),
+    "MODEL.DEFCN.SCORE_THRESH_TEST": numbers("[0, 1]"),
+    "MODEL.DEFCN.TOPK_CANDIDATES_TEST": whole("[1, inf)"),
+    "MODEL.DEFCN.NMS_TYPE": one_of("none", "class_wise"),
+    "MODEL.DEFCN.NMS_THRESH_TEST": numbers("[0, 1]"),
     "MODEL.DEVICE": _device,
     "MODEL.PIXEL_MEAN": each(numbers("(-inf, inf)")),
     "MODEL.PIXEL_STD": each(numbers("(0, inf)")),
     "MODEL.FPN.OUT_CHANNELS": whole("[1, inf)"),
-    "MODEL.FPN.NORM": _norm,
+    "MODEL.FPN.NORM": norm_name,
     "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
-    "MODEL.RESNETS.NORM": _norm,
+    "MODEL.RESNETS.NORM": norm_name,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": whole("[1, inf)"),
     "MODEL.BACKBONE.FREEZE_AT": whole("[0, inf)"),
     "INPUT.MIN_SIZE_TEST": whole("[0, inf)"),
@@ -109,12 +59,6 @@ MODEL_RULES = {
     "INPUT.MAX_PIXELS": whole("[0, inf)"),
     "TEST.DETECTIONS_PER_IMAGE": whole("[1, inf)"),
 }
-
-# Of the matchers that come with the package: what the method wants of them.
-_PRIORS_OF = {"Anchor": "anchors", "Center": "points", "FCOS": "points"}
-_WITH_SIZE_RANGES = ("Center", "FCOS")
-_WITH_FOCAL_COST = ("ForegroundLoss", "OneNet")
-_WITHOUT_QUALITY = ("Anchor", "Center", "ForegroundLoss", "OneNet", "POTO", "POTOAux")
 
 
 def check_model_config(cfg: CfgNode) -> None:
@@ -144,14 +88,16 @@ def _check_names_and_types(cfg: CfgNode) -> None:
     add_defcn_config(defaults)
     known = list(keys_of(defaults.MODEL.DEFCN, "MODEL.DEFCN."))
     for key in keys_of(cfg.MODEL.DEFCN, "MODEL.DEFCN."):
-        if key not in known and ".MATCHER." not in key:  # a matcher may have keys of its own
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+        if key not in known:
             raise ConfigError(
-                f"unknown configuration key {key!r}; did you mean {near!r}? Keys of your own go "
-                "beside MODEL.DEFCN"
+                f"unknown configuration key {key!r}; {did_you_mean(key, known)} Keys of your own "
+                "go beside MODEL.DEFCN, or are arguments of a registered component"
             )
     for key in known:
-        default, value = value_of(defaults, key), value_of(cfg, key)
+        try:
+            default, value = value_of(defaults, key), value_of(cfg, key)
+        except KeyError:  # of a component registered after the config was made
+            continue
         kinds = (list, tuple) if isinstance(default, list) else type(default)
         if not isinstance(value, (int, float) if kinds is float else kinds):
             raise ConfigError(
@@ -163,10 +109,9 @@ def _contradictions(cfg: CfgNode) -> Iterator[str | None]:
     node = cfg.MODEL.DEFCN
     yield _levels(node.IN_FEATURES)
     yield from _backbone(cfg)
-    yield from _matching(node, "MODEL.DEFCN.MATCHER")
+    yield from _components(cfg, node, "MODEL.DEFCN")
     if node.AUX.ENABLED:
-        yield from _matching(node, "MODEL.DEFCN.AUX.MATCHER")
-    yield from _losses(node)
+        yield from _components(cfg, node.AUX, "MODEL.DEFCN.AUX")
     if node.TOPK_ONLY_TEST and node.NMS_TYPE != "none":
         yield (
             f"MODEL.DEFCN.TOPK_ONLY_TEST is True, which knows no NMS, but NMS_TYPE is "
@@ -216,54 +161,27 @@ def _backbone(cfg: CfgNode) -> Iterator[str]:
             yield f"MODEL.RESNETS.DEPTH is {model.RESNETS.DEPTH}, but must be one of {depths}"
 
 
-def _matching(node: CfgNode, key: str) -> Iterator[str]:
-    """What is wrong with one matcher and the keys around it."""
-    matcher = node.MATCHER if key == "MODEL.DEFCN.MATCHER" else node.AUX.MATCHER
-    name = matcher.NAME
-    if node.PRIORS != _PRIORS_OF.get(name, node.PRIORS):
-        yield (
-            f"{key}.NAME {name!r} works on {_PRIORS_OF[name]}, but MODEL.DEFCN.PRIORS is "
-            f"{node.PRIORS!r}; set it to {_PRIORS_OF[name]!r}, or take another matcher"
-        )
-    if name in _WITH_SIZE_RANGES and len(matcher.SIZE_RANGES) != len(node.IN_FEATURES):
-        yield (
-            f"{key}.SIZE_RANGES has {len(matcher.SIZE_RANGES)} ranges, but MODEL.DEFCN.IN_FEATURES "
-            f"{len(node.IN_FEATURES)} levels; give one range a level"
-        )
-    for focal in ("FOCAL_ALPHA", "FOCAL_GAMMA"):
-        if name in _WITH_FOCAL_COST and matcher[focal] != node.LOSS[focal]:
+def _components(cfg: CfgNode, node: CfgNode, key: str) -> Iterator[str]:
+    """Contradictions between components, and what they need of the rest, by their own word.
+
+    Args:
+        node: ``MODEL.DEFCN`` or its ``AUX``; ``key``: its name.
+    """
+    parts = [
+        (MATCHER_REGISTRY, "MATCHER"),
+        (CLASS_LOSS_REGISTRY, "LOSS"),
+        (HEAD_REGISTRY, "HEAD"),
+        (CRITERION_REGISTRY, "CRITERION"),
+        (NECK_REGISTRY, "NECK"),
+    ]
+    parts = [(registry, name) for registry, name in parts if name in node and node[name].NAME]
+    for registry, name in parts:  # all have to be there before one looks at another
+        registry.find(node[name], f"{key}.{name}")
+    for registry, name in parts:
+        kind, wanted = registry.get(node[name].NAME), cfg.MODEL.DEFCN.PRIORS
+        if getattr(kind, "priors", wanted) != wanted:
             yield (
-                f"{key}.{focal} is {matcher[focal]}, but {name} matches by the loss itself, whose "
-                f"MODEL.DEFCN.LOSS.{focal} is {node.LOSS[focal]}; give both the same value"
+                f"{key}.{name}.NAME {kind.__name__!r} works on {kind.priors}, but "
+                f"MODEL.DEFCN.PRIORS is {wanted!r}; set it to {kind.priors!r}, or take another"
             )
-    if name == "POTO" and matcher.SOLVER == "argmax" and matcher.KEEP_UNREACHABLE:
-        yield (
-            f"{key}.KEEP_UNREACHABLE is True, which SOLVER 'argmax' cannot do; set it to False, or "
-            "SOLVER to 'hungarian'"
-        )
-
-
-def _losses(node: CfgNode) -> Iterator[str]:
-    loss, name = node.LOSS, node.MATCHER.NAME
-    if not loss.REG_WEIGHT and not loss.L1_WEIGHT:
-        yield (
-            "MODEL.DEFCN.LOSS.REG_WEIGHT and L1_WEIGHT are both 0, so boxes would not be learned; "
-            "set one of them above 0"
-        )
-    if name == "OneNet" and loss.NORMALIZER != "gts":
-        yield (
-            f"MODEL.DEFCN.LOSS.NORMALIZER is {loss.NORMALIZER!r}, but OneNet divides its losses by "
-            "the number of ground truths; set it to 'gts'"
-        )
-    if node.QUALITY_BRANCH != "centerness":
-        return
-    if name in _WITHOUT_QUALITY:
-        yield (
-            "MODEL.DEFCN.QUALITY_BRANCH 'centerness' needs a matcher that gives a quality, not "
-            f"{name}; set MATCHER.NAME to FCOS or ATSS"
-        )
-    if not loss.REG_WEIGHT:
-        yield (
-            "MODEL.DEFCN.QUALITY_BRANCH 'centerness' is learned beside the GIoU loss, but "
-            "LOSS.REG_WEIGHT is 0; set it above 0, or the branch to 'none'"
-        )
+        yield from registry.problems(cfg, node[name], f"{key}.{name}")

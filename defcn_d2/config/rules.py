@@ -3,7 +3,6 @@
 A rule is a function from a key and its value to a sentence that says what is wrong, or None.
 """
 
-import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -11,21 +10,43 @@ from numbers import Integral, Real
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.layers import get_norm
+
+from ..utils.errors import UserError, did_you_mean
 
 Rule = Callable[[str, Any], str | None]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A value of a config, or several together, with which there is nothing to build."""
+
+
+class ArgumentError(ValueError):
+    """An argument of a component that breaks its rule.
+
+    Attributes:
+        name: of the argument; with dots, of an argument of a part.
+        value, rule: what was given, and the rule that it breaks.
+    """
+
+    def __init__(self, name: str, value: object, rule: "Rule"):
+        super().__init__(rule(name, value))
+        self.name, self.value, self.rule = name, value, rule
+
+    def sentence(self, key: str) -> str:
+        """The message with the key of a config instead of the argument's name."""
+        return str(self.rule(key, self.value))
+
+
+def check_argument(name: str, value: object, rule: "Rule") -> None:
+    """Raise ``ArgumentError`` where an argument of a constructor breaks its rule."""
+    if rule(name, value) is not None:
+        raise ArgumentError(name, value, rule)
 
 
 def unknown_name(key: str, name: object, names: Iterable[str]) -> str:
     """The sentence for a ``name`` at ``key`` that is none of ``names``, which are few."""
-    known = {known.lower(): known for known in sorted(names)}
-    near = difflib.get_close_matches(str(name).lower(), known, n=1)
-    hint = f" (did you mean {known[near[0]]!r}?)" if near else ""
-    shown = ", ".join(name or "''" for name in known.values())
-    return f"{key} {name!r} is unknown; one of: {shown}{hint}"
+    return f"{key} {name!r} is unknown; {did_you_mean(name, names)}"
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
@@ -88,6 +109,33 @@ def whole(interval: str) -> Rule:
 def one_of(*names: str) -> Rule:
     """A name of a few."""
     return lambda key, value: None if value in names else unknown_name(key, value, names)
+
+
+_NORMS = ("", "BN", "FrozenBN", "GN", "LN", "SyncBN", "naiveSyncBN", "nnSyncBN")
+
+
+def norm_name(key: str, value: Any) -> str | None:
+    """Rule: a name that ``detectron2.layers.get_norm`` knows."""
+    try:
+        get_norm(value, 32)
+    except (KeyError, TypeError, AttributeError):
+        return unknown_name(key, value, _NORMS)
+    return None
+
+
+def norm_of(channels: int) -> Rule:
+    """Rule: a normalisation of so many channels, "" for none."""
+
+    def rule(key: str, value: Any) -> str | None:
+        problem = norm_name(key, value)
+        if problem is None and value == "GN" and channels % 32:
+            return (
+                f"{key} 'GN' needs a multiple of 32 channels, not {channels}; set "
+                "MODEL.FPN.OUT_CHANNELS to one, or the norm to 'BN'"
+            )
+        return problem
+
+    return rule
 
 
 def each(rule: Rule, least: int = 1) -> Rule:

@@ -4,9 +4,22 @@ from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 
-from ..engine.optimizer import OPTIMIZER_RULES
-from .rules import ConfigError, check_rules, each, first, numbers, one_of, whole
+from .rules import ConfigError, check_rules, each, first, numbers, one_of, optional, whole
 
+_AT_LEAST_0 = numbers("[0, inf)")
+#: Rules for the keys that ``build_optimizer`` reads.
+OPTIMIZER_RULES = {
+    "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
+    "SOLVER.BASE_LR": numbers("(0, inf)"),
+    "SOLVER.MOMENTUM": numbers("[0, 1)"),
+    "SOLVER.WEIGHT_DECAY": _AT_LEAST_0,
+    "SOLVER.WEIGHT_DECAY_NORM": optional(_AT_LEAST_0),
+    "SOLVER.WEIGHT_DECAY_BIAS": optional(_AT_LEAST_0),
+    "SOLVER.BIAS_LR_FACTOR": optional(_AT_LEAST_0),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": numbers("(0, inf)"),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": numbers("(0, inf]"),
+}
 _SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 _SAMPLERS = (
     "TrainingSampler",

@@ -14,7 +14,8 @@ from ..config.load import load_config
 from ..engine import Predictor
 from ..engine.cpu import use_cpu
 from ..engine.image_predictor import metadata_of
-from ..utils.errors import UserError, reported
+from ..engine.reporting import reported
+from ..utils.errors import UserError
 from .coco_results import Results
 from .images import run_on_images
 from .inputs import find_images, output_files

@@ -14,7 +14,8 @@ from detectron2.structures import Boxes, Instances
 from torch import multiprocessing
 
 from ..engine import Predictor
-from ..utils.errors import UserError, describe
+from ..engine.reporting import describe
+from ..utils.errors import UserError
 
 T = TypeVar("T")
 Item = tuple[T, np.ndarray]

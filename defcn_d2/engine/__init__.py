@@ -1,9 +1,10 @@
 """Training and evaluation: what ``train_net.py`` runs."""
 
 from ..config.load import load_config
-from ..utils.errors import UserError, reported
+from ..utils.errors import UserError
 from .image_predictor import Predictor
 from .optimizer import build_optimizer
+from .reporting import reported
 from .train_command import main, run
 from .trainer import Trainer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.evaluation.testing import flatten_results_dict
 
-from ..utils.errors import UserError, nearest
+from ..utils.errors import UserError, did_you_mean
 from ..utils.files import replacing
 from ..weights.checkpointer import Checkpointer
 
@@ -60,7 +60,7 @@ class BestCheckpoint:
         if not metrics:
             return
         if self.metric not in metrics:
-            near = nearest(self.metric, metrics)
+            near = did_you_mean(self.metric, metrics)
             raise UserError(f"SOLVER.CHECKPOINT_BEST: there is no metric {self.metric!r}; {near}")
         value = float(metrics[self.metric])
         if math.isnan(value) or self.best is not None and self.sign * (value - self.best) <= 0:

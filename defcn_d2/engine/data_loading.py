@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.mapper import SKIPPED, ImageError, Record
+from ..utils.errors import UserError
 from .cluster.preemption import outlive_signals
 from .seeds import seeded
 
@@ -31,7 +32,7 @@ _FILES_SHOWN = 16
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid\S* [^)]*\)[^\n.]*")
 
 
-class LoaderError(RuntimeError):
+class LoaderError(UserError, RuntimeError):
     """A worker of the data loader has died."""
 
     def __init__(self, worker: str, files: Sequence[str]):

@@ -11,7 +11,7 @@ from ..data import datasets_root
 from ..data.readers.findings import EXAMPLES
 from ..data.readers.missing_files import missing_files
 from ..data.readers.own_data import own_data
-from ..utils.errors import UserError, as_user_error, nearest
+from ..utils.errors import UserError, as_user_error, did_you_mean
 
 Record = dict[str, Any]
 
@@ -21,7 +21,7 @@ def check_names(names: Iterable[str], key: str) -> None:
     known = DatasetCatalog.list()
     for name in names:
         if name not in known:
-            raise UserError(f"{key}: there is no data set {name!r}; {nearest(name, known)}")
+            raise UserError(f"{key}: there is no data set {name!r}; {did_you_mean(name, known)}")
 
 
 def load_records(cfg: CfgNode, names: Sequence[str], filter_empty: bool) -> list[Record]:

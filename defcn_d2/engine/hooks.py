@@ -1,9 +1,11 @@
-"""What a run keeps account of, beside Detectron2's own hooks."""
+"""Hooks beside Detectron2's own: training time, and the progress that criteria depend on."""
 
 import time
 from typing import Any
 
 from detectron2.engine import HookBase
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class TrainingTime(HookBase):
@@ -29,3 +31,21 @@ class TrainingTime(HookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = state_dict["seconds"]
+
+
+class Progress(HookBase):
+    """Sets the progress of the criteria before each step, from the iteration.
+
+    It is no state of theirs, so that checkpoints keep their shape and a resumed run has it right.
+    For trainers of other projects as well: ``trainer.register_hooks([Progress()])``.
+    """
+
+    def before_step(self) -> None:
+        set_progress(self.trainer.model, self.trainer.iter / self.trainer.max_iter)
+
+
+def set_progress(model: nn.Module, progress: float) -> None:
+    """Give the criteria of a model, if it has any, the share of the training done, in [0, 1]."""
+    detector = model.module if isinstance(model, DistributedDataParallel) else model
+    for criterion in getattr(detector, "criteria", ()):
+        criterion.set_progress(progress)

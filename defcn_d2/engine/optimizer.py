@@ -9,23 +9,8 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from ..config.rules import ConfigError, check_rules, numbers, one_of, optional
-from ..utils.errors import as_user_error
-
-_AT_LEAST_0 = numbers("[0, inf)")
-#: Rules for the keys that ``build_optimizer`` reads.
-OPTIMIZER_RULES = {
-    "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
-    "SOLVER.BASE_LR": numbers("(0, inf)"),
-    "SOLVER.MOMENTUM": numbers("[0, 1)"),
-    "SOLVER.WEIGHT_DECAY": _AT_LEAST_0,
-    "SOLVER.WEIGHT_DECAY_NORM": optional(_AT_LEAST_0),
-    "SOLVER.WEIGHT_DECAY_BIAS": optional(_AT_LEAST_0),
-    "SOLVER.BIAS_LR_FACTOR": optional(_AT_LEAST_0),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": numbers("(0, inf)"),
-    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": numbers("(0, inf]"),
-}
+from ..config.rules import check_rules
+from ..config.training_rules import OPTIMIZER_RULES
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -37,10 +22,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     of all parameters together to a norm of ``CLIP_VALUE`` at most.
 
     Raises:
-        UserError: a value that ``OPTIMIZER_RULES`` does not allow.
+        ConfigError: a value that ``OPTIMIZER_RULES`` does not allow.
     """
-    with as_user_error(ConfigError, "{}"):
-        check_rules(cfg, OPTIMIZER_RULES)
+    check_rules(cfg, OPTIMIZER_RULES)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
         return _build_without_full_model(cfg, model)

@@ -15,7 +15,7 @@ from ..config.training_rules import EVALUATION_RULES, check_training_config
 from ..data import DatasetError
 from ..data.readers.own_data import SPLITS, check_datasets
 from ..modeling.meta_arch import DeFCN
-from ..utils.errors import UserError, as_user_error, nearest
+from ..utils.errors import UserError, as_user_error, did_you_mean
 from .cluster.distributed import Torchrun
 from .cluster.scaling import scale_to_workers
 from .datasets import check_classes, check_names
@@ -110,7 +110,7 @@ def _check_model(cfg: CfgNode) -> None:
     ):
         if name not in registry:
             known = [known for known, _ in registry]
-            raise UserError(f"{key} {name!r} is unknown; {nearest(name, known)}")
+            raise UserError(f"{key} {name!r} is unknown; {did_you_mean(name, known)}")
     kind = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     if issubclass(kind, DeFCN):
         _check_parts(kind, cfg)

@@ -4,9 +4,11 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -71,6 +73,7 @@ class StepTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         parts = StepLosses(self.micro_batches)
         batches = []
+        figures: list[dict[str, Tensor]] = []
         data_time = 0.0
         with parts.counted(self.model):
             for i in range(self.micro_batches):
@@ -86,9 +89,17 @@ class StepTrainer(SimpleTrainer):
                     losses = parts.add(self.forward(data))
                     self._put_right(parts)
                     self.backward(_sum(losses.values()))
-        with NonFiniteLoss.of(parts.losses(), batches) as losses:
+                figures.append(self._figures())
+        losses, means = on_host(parts.losses(), _mean(figures))
+        with NonFiniteLoss.of(losses, batches):
             self._write_metrics(losses, data_time)
+            for name, value in means.items():
+                get_event_storage().put_scalar(name, value.item())
         self.update()
+
+    def _figures(self) -> dict[str, Tensor]:
+        """Figures of the last forward pass for the log, where the model has any."""
+        return getattr(_without_wrapper(self.model), "figures", {})
 
     def _accumulate(self, losses: dict[str, Tensor], parts: "StepLosses") -> None:
         """The gradients of the losses, those of each count apart."""
@@ -140,7 +151,7 @@ class StepLosses:
     @contextlib.contextmanager
     def counted(self, model: nn.Module) -> Iterator[None]:
         """Within the block the losses of the model are divided as this class says."""
-        detector = model.module if isinstance(model, DistributedDataParallel) else model
+        detector: Any = _without_wrapper(model)
         if not hasattr(detector, "normalizer"):
             yield
             return
@@ -197,6 +208,26 @@ def _with_same(counts: dict[str, Tensor]) -> list[list[str]]:
     for name, count in counts.items():
         groups.setdefault(id(count), []).append(name)
     return list(groups.values())
+
+
+def on_host(*groups: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The same scalars as float64 tensors on the host, by a single transfer.
+
+    The loss has to be read in each step, to find out whether it is finite; what only the log needs
+    comes with it.
+    """
+    scalars = [x.detach().double() for group in groups for x in group.values()]
+    values = iter(torch.stack(scalars).cpu().unbind() if scalars else ())
+    return [{name: next(values) for name in group} for group in groups]
+
+
+def _mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Means over the micro batches, name by name."""
+    return {name: _sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+
+
+def _without_wrapper(model: nn.Module) -> Any:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:

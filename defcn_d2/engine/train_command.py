@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ..config.load import find_config_file, load_config
-from ..utils.errors import as_user_error, reported
+from ..utils.errors import as_user_error
 from ..weights.checkpointer import Checkpointer
 from .cluster.distributed import Torchrun
 from .cluster.preemption import Preemption, forwarding
@@ -24,6 +24,7 @@ from .cpu import use_cpu
 from .datasets import load_records
 from .logs import setup_logging
 from .preflight import check, uses_gpu
+from .reporting import reported
 from .seeds import use_deterministic_operators
 from .trainer import Trainer
 

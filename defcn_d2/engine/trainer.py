@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 from ..config.load import value_errors_told
 from ..data.mapper import BlankWhereBroken, CheckedMapper
 from ..evaluation.nms_gap import WithAndWithoutNMS
-from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, as_user_error
 from ..weights.checkpointer import Checkpointer
 from .best_checkpoint import BestCheckpoint
@@ -38,7 +37,7 @@ from .data_loading import EvaluationLoader, TrainingLoader
 from .datasets import load_records
 from .ema import EMAUpdate, WeightsEMA
 from .evaluators import build_evaluator
-from .hooks import TrainingTime
+from .hooks import Progress, TrainingTime
 from .mixed_precision import build_step_trainer
 from .nonfinite import NonFiniteLoss, write_dump
 from .optimizer import build_optimizer
@@ -101,11 +100,8 @@ class Trainer(DefaultTrainer):
         """The model of a config; ``UserError`` where a value in it is at fault."""
         with value_errors_told(cfg):
             model = super().build_model(cfg)
-        if cfg.TEST.WITH_NMS and not isinstance(model, DeFCN):
-            raise UserError(
-                f"TEST.WITH_NMS is True, but MODEL.META_ARCHITECTURE is {type(model).__name__}, "
-                "which does not give its raw detections as DeFCN does; set TEST.WITH_NMS False"
-            )
+        if cfg.TEST.WITH_NMS:  # what cannot be evaluated so is found now
+            WithAndWithoutNMS(model, cfg.MODEL.DEFCN.NMS_THRESH_TEST)
         return model
 
     @classmethod
@@ -153,7 +149,10 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, model, evaluators)
 
     def build_hooks(self) -> list[HookBase]:
-        own: list[HookBase] = [StepSeeds()]  # first: what comes after saves and evaluates
+        own: list[HookBase] = [
+            StepSeeds(),
+            Progress(),
+        ]  # first: what comes after saves and evaluates
         if self.ema is not None:
             own.append(EMAUpdate(self.ema))
         own.append(TrainingTime())

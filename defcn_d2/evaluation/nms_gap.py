@@ -8,8 +8,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from torch import nn
 
-from ..modeling.inference import find_topk, keep_best
+from ..modeling.inference import keep_best
 from ..modeling.meta_arch import DeFCN, postprocess
+from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +32,14 @@ class WithAndWithoutNMS(nn.Module):
             nms_thresh: IoU above which the lower of two scores of one class is dropped.
 
         Raises:
-            TypeError: another model.
+            UserError: another model.
         """
         super().__init__()
         detector = getattr(model, "module", model)
         if not isinstance(detector, DeFCN):
-            raise TypeError(
-                f"TEST.WITH_NMS needs the raw detections of a DeFCN, but the model is a "
-                f"{type(detector).__name__}; set TEST.WITH_NMS False"
+            raise UserError(
+                f"TEST.WITH_NMS is True, but MODEL.META_ARCHITECTURE is {type(detector).__name__}, "
+                "which does not give its raw detections as DeFCN does; set TEST.WITH_NMS False"
             )
         self.detector = detector
         self.nms_thresh = nms_thresh
@@ -63,14 +64,7 @@ class WithAndWithoutNMS(nn.Module):
         model = self.detector
         images = model.preprocess_image(batched_inputs)
         priors, predictions = model.predict(images.tensor)
-        if model.topk_only:
-            return find_topk(
-                predictions,
-                images.image_sizes,
-                centerness=model.head.quality_branch == "centerness",
-                topk=model.max_detections,
-            )
-        return model.find_candidates(priors, predictions, images.image_sizes)
+        return model.raw_detections(priors, predictions, images.image_sizes)
 
 
 class NMSGapEvaluator(DatasetEvaluator):

@@ -17,8 +17,9 @@ from ..demo.inputs import find_images
 from ..engine import Trainer
 from ..engine.cpu import use_cpu
 from ..engine.predictor import read_rgb
+from ..engine.reporting import reported
 from ..modeling.meta_arch import DeFCN
-from ..utils.errors import UserError, reported
+from ..utils.errors import UserError
 from ..weights.checkpointer import load_weights
 from .artifacts import FORMATS, Outputs, require_onnx
 from .benchmark import latency

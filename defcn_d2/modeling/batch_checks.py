@@ -7,11 +7,13 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..utils.errors import UserError
+
 # Beyond it float32 does not tell neighbouring pixels apart.
 MAX_COORDINATE = 2.0**24
 
 
-class BatchError(ValueError):
+class BatchError(UserError, ValueError):
     """What a batch holds is no image, or no ground truth."""
 
 

@@ -54,15 +54,15 @@ def iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """IoU of every box of (M, 4) with every box of (R, 4): (M, R) in [0, 1]."""
-    return _pairwise(iou, boxes1, boxes2)
+    return pairwise(iou, boxes1, boxes2)
 
 
 def pairwise_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """GIoU of every box of (M, 4) with every box of (R, 4): (M, R) in [-1, 1]."""
-    return _pairwise(giou, boxes1, boxes2)
+    return pairwise(giou, boxes1, boxes2)
 
 
-def _pairwise(
+def pairwise(
     function: Callable[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor
 ) -> Tensor:
     """A few of the M boxes at a time: intermediate results stay in the cache."""

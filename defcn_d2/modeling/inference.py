@@ -5,7 +5,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
-from ..structures import Predictions
+from ..config.rules import ConfigError, unknown_name
+from ..structures import Predictions, combined_score
 
 
 def find_candidates(
@@ -13,38 +14,43 @@ def find_candidates(
     level_sizes: list[int],
     image_sizes: list[tuple[int, int]],
     *,
-    centerness: bool = False,
     score_thresh: float = 0.05,
     topk: int = 1000,
+    nms_boxes: str = "",
 ) -> list[Instances]:
-    """The best (location, class) pairs of every level.
+    """The best (location, class) pairs of every level, by ``Predictions.scores``.
+
+    Where the quality is centerness, pairs are chosen, and compared with the threshold, by class
+    alone.
 
     Args:
         predictions: of the batch.
         level_sizes: locations per level.
         image_sizes: (height, width) of the images without padding.
-        centerness: the quality branch is centerness: pairs are chosen by class score, and the
-            score of a detection is sqrt(class * centerness). Else it multiplies the class score.
         score_thresh: pairs at or below this score are dropped; NaN is the best of all.
+        nms_boxes: name in ``predictions.extra`` of the (N, R, 4) boxes by which ``keep_best``
+            suppresses; they become the field of that purpose, ``nms_boxes``. "": ``pred_boxes``.
         topk: pairs per level, at most; and at most as many as the level has locations.
 
     Returns:
         per image ``pred_boxes``, ``scores`` and ``pred_classes``, by level, unlimited in number.
         Which of several equal scores are among the best of a level is not defined.
     """
-    quality = _quality(predictions)
+    quality, centerness = predictions.quality(), predictions.centerness
     values, locations, classes = _best_per_level(
         predictions.cls_logits, None if centerness else quality, level_sizes, topk
     )
     kept = ~(values <= score_thresh)  # NaN is kept, for an error later
-    if centerness:
-        assert quality is not None
-        values = (values * quality.gather(1, locations)).sqrt()
+    if quality is not None and centerness:
+        values = combined_score(values, quality.gather(1, locations), centerness)
     results = []
     for i, image_size in enumerate(image_sizes):
         keep = torch.nonzero(kept[i]).squeeze(1)
         candidates = Instances(image_size)
         candidates.pred_boxes = Boxes(predictions.boxes[i, locations[i][keep]].float())
+        if nms_boxes:
+            others = _extra_boxes(predictions, nms_boxes)
+            candidates.nms_boxes = Boxes(others[i, locations[i][keep]].float())
         candidates.scores = values[i][keep]
         candidates.pred_classes = classes[i][keep]
         results.append(candidates)
@@ -55,7 +61,6 @@ def find_topk(
     predictions: Predictions,
     image_sizes: list[tuple[int, int]],
     *,
-    centerness: bool = False,
     topk: int = 100,
 ) -> list[Instances]:
     """The best (location, class) pairs over all levels, without a threshold, best first.
@@ -65,8 +70,8 @@ def find_topk(
 
     Args, returns: as ``find_candidates``.
     """
-    values, locations, classes = _best_pairs(predictions.cls_logits, _quality(predictions), topk)
-    if centerness:
+    values, locations, classes = _best_pairs(predictions.cls_logits, predictions.quality(), topk)
+    if predictions.centerness:
         values = values.sqrt()
     boxes = predictions.boxes.float().gather(1, locations[..., None].expand(-1, -1, 4))
     return [
@@ -93,14 +98,14 @@ def keep_best(
     """
     order = candidates.scores.sort(descending=True, stable=True).indices
     if nms_thresh is None:
-        return candidates[order[:max_detections]]
+        return _without_nms_boxes(candidates[order[:max_detections]])
     # Whether a box stays, only boxes of higher scores decide: often the best few are enough.
     count = 4 * max_detections
     while True:
         best = candidates[order[:count]]
         kept = _class_wise_nms(best, nms_thresh)
         if len(kept) >= max_detections or count >= len(order):
-            return best[kept[:max_detections]]
+            return _without_nms_boxes(best[kept[:max_detections]])
         count *= 4
 
 
@@ -110,17 +115,25 @@ def _class_wise_nms(candidates: Instances, nms_thresh: float) -> Tensor:
     Classes are moved apart by more than the boxes' extent, in float64: with torchvision's
     ``batched_nms`` those of different classes may meet where coordinates are negative.
     """
-    boxes = candidates.pred_boxes.tensor.double()
+    decisive = "nms_boxes" if candidates.has("nms_boxes") else "pred_boxes"
+    boxes = candidates.get(decisive).tensor.double()
     if len(boxes) == 0:
         return boxes.new_zeros(0, dtype=torch.int64)
     offsets = candidates.pred_classes * (boxes.max() - boxes.min() + 1)
     return nms(boxes + offsets[:, None], candidates.scores.double(), nms_thresh)
 
 
-def _quality(predictions: Predictions) -> Tensor | None:
-    """(N, R) probability of the quality branch in float32, or None without one."""
-    logits = predictions.quality_logits
-    return None if logits is None else logits.float().sigmoid()
+def _extra_boxes(predictions: Predictions, name: str) -> Tensor:
+    if name not in predictions.extra:
+        names = ["", *predictions.extra]
+        raise ConfigError(unknown_name("MODEL.DEFCN.NMS_BOXES", name, names))
+    return predictions.extra[name]
+
+
+def _without_nms_boxes(detections: Instances) -> Instances:
+    if detections.has("nms_boxes"):
+        detections.remove("nms_boxes")
+    return detections
 
 
 def _best_per_level(

@@ -4,23 +4,28 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..config.model_rules import check_model_config
+from ..config.rules import ConfigError
 from ..structures import Predictions, Priors
 from .batch_checks import check_ground_truths, check_images, image_name
-from .box_ops import ltrb_to_boxes
 from .compilation import Compilation
-from .criterion import build_criteria, evaluate_criteria, mean_over_workers
+from .criterion import (
+    SummedCriterion,
+    build_criteria,
+    evaluate_criteria,
+    mean_over_workers,
+)
 from .criterion.normalization import Normalizer
-from .head.dense import DeFCNHead
+from .head import build_heads
 from .inference import find_candidates, find_topk, keep_best
+from .neck import build_neck
 
 
 @META_ARCH_REGISTRY.register()
@@ -35,16 +40,19 @@ class DeFCN(nn.Module):
         self,
         *,
         backbone: Backbone,
-        head: DeFCNHead,
-        prior_generator: nn.Module,
+        head: nn.Module,
+        prior_generator: DefaultAnchorGenerator,
         criteria: nn.ModuleList,
         in_features: list[str],
         pixel_mean: list[float],
         pixel_std: list[float],
+        neck: nn.Module | None = None,
+        aux_head: nn.Module | None = None,
         score_thresh: float = 0.05,
         topk_candidates: int = 1000,
         topk_only: bool = False,
         nms_thresh: float | None = None,
+        nms_boxes: str = "",
         max_detections: int = 100,
         channels_last: bool = False,
         compile_backend: str | None = None,
@@ -52,24 +60,32 @@ class DeFCN(nn.Module):
         """
         Args:
             backbone: gives the feature maps ``in_features``, finest first.
-            head: see ``DeFCNHead``.
+            head: see ``HEAD_REGISTRY``.
             prior_generator: feature maps to one box per location and level, as Detectron2's
                 anchor generators.
-            criteria: modules from (priors, predictions, ground truths) to a dict of losses.
+            criteria: see ``CRITERION_REGISTRY``.
             in_features: names of the feature maps for the head.
             pixel_mean, pixel_std: per channel; their number is that of the input's channels.
+            neck: between feature maps and head, see ``NECK_REGISTRY``.
+            aux_head: for training alone; its set "main" is called "aux", others "aux_<name>".
             score_thresh, topk_candidates: see ``find_candidates``.
             topk_only: detections by ``find_topk`` in place of ``find_candidates``.
             nms_thresh: IoU for class-wise NMS, or None for end-to-end detection.
+            nms_boxes: the predicted boxes that decide in NMS: a name in ``Predictions.extra``, or
+                "" for the boxes themselves.
             max_detections: per image.
             channels_last: keep weights and feature maps in PyTorch's channels_last format.
             compile_backend: of ``torch.compile`` for backbone and head; None: not compiled.
         """
         super().__init__()
         self.backbone = backbone
+        self.neck = neck
         self.head = head
+        self.aux_head = aux_head
         self.prior_generator = prior_generator
         self.criteria = criteria
+        #: Figures of the last training step, scalars on the device; read them with the losses.
+        self.figures: dict[str, Tensor] = {}
         #: What losses are divided by, see ``evaluate_criteria``; a trainer may set another.
         self.normalizer: Normalizer = mean_over_workers
         self.in_features = in_features
@@ -79,12 +95,14 @@ class DeFCN(nn.Module):
         self.topk_candidates = topk_candidates
         self.topk_only = topk_only
         self.nms_thresh = nms_thresh
+        self.nms_boxes = nms_boxes
         self.max_detections = max_detections
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # feature maps follow the images and weights
         self.compilation: Compilation | None = None
         if compile_backend is not None:
-            self.compilation = Compilation([backbone, head], compile_backend)
+            parts = [part for part in (backbone, neck, head, aux_head) if part is not None]
+            self.compilation = Compilation(parts, compile_backend)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -92,17 +110,21 @@ class DeFCN(nn.Module):
         node = cfg.MODEL.DEFCN
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        missing = [name for name in node.IN_FEATURES if name not in shapes]
-        if missing:
-            raise ValueError(
-                f"MODEL.DEFCN.IN_FEATURES {missing} are not given by the backbone "
-                f"{cfg.MODEL.BACKBONE.NAME!r}; it has: {', '.join(shapes)}"
-            )
-        input_shape = [shapes[name] for name in node.IN_FEATURES]
+        in_channels, strides = _channels_and_strides(cfg, shapes)
+        neck = build_neck(cfg, in_channels, strides)
+        prior_generator = build_prior_generator(cfg, strides)
+        head, *others = build_heads(
+            cfg,
+            getattr(neck, "out_channels", in_channels),
+            strides,
+            prior_generator.num_anchors[0],
+        )
         return {
             "backbone": backbone,
-            "head": DeFCNHead(cfg, input_shape),
-            "prior_generator": build_prior_generator(cfg, [shape.stride for shape in input_shape]),
+            "neck": neck,
+            "head": head,
+            "aux_head": others[0] if others else None,
+            "prior_generator": prior_generator,
             "criteria": build_criteria(cfg),
             "in_features": node.IN_FEATURES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -111,6 +133,7 @@ class DeFCN(nn.Module):
             "topk_candidates": node.TOPK_CANDIDATES_TEST,
             "topk_only": node.TOPK_ONLY_TEST,
             "nms_thresh": node.NMS_THRESH_TEST if node.NMS_TYPE == "class_wise" else None,
+            "nms_boxes": node.NMS_BOXES,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "channels_last": node.CHANNELS_LAST,
             "compile_backend": node.COMPILE.BACKEND if node.COMPILE.ENABLED else None,
@@ -138,106 +161,112 @@ class DeFCN(nn.Module):
         if not self.training and isinstance(batched_inputs, list) and not batched_inputs:
             return []
         images = self.preprocess_image(batched_inputs)
-        priors, predictions = self.predict(images.tensor)
         if self.training:
+            priors, sets = self.predict_all(images.tensor)
             with torch.autocast(self.device.type, enabled=False):  # a matcher's own matmul, say
-                return self.losses(priors, predictions, batched_inputs)
-        if self.topk_only:
-            detections = find_topk(
-                predictions,
-                images.image_sizes,
-                centerness=self.head.quality_branch == "centerness",
-                topk=self.max_detections,
-            )
-        else:
-            # Without NMS the best of all are among the best as many of every level.
-            ranked = self.nms_thresh is None and self.head.quality_branch != "centerness"
-            limit = self.max_detections if ranked else None
-            candidates = self.find_candidates(priors, predictions, images.image_sizes, limit)
-            detections = [
-                keep_best(found, self.max_detections, self.nms_thresh) for found in candidates
-            ]
-        return postprocess(detections, batched_inputs)
+                return self.losses(priors, sets, batched_inputs)
+        priors, predictions = self.predict(images.tensor)
+        return postprocess(self.detections(priors, predictions, images.image_sizes), batched_inputs)
 
-    def predict(self, images: Tensor) -> tuple[Priors, Predictions]:
-        """
-        Args:
-            images: (N, C, H, W) float, normalised and padded.
-        """
-        images = images.contiguous(memory_format=self.memory_format)
-        features = self._run(self.backbone, images)
-        features = [features[name] for name in self.in_features]
-        cls_logits, box_deltas, quality = self._run(self.head, features)
-        boxes = self.prior_generator(features)
-        # the sizes are shapes, not len(): torch.export keeps those symbolic
-        priors = Priors(
-            boxes=torch.cat([level.tensor for level in boxes]),
-            strides=torch.cat(
-                [
-                    level.tensor.new_full(level.tensor.shape[:1], stride)
-                    for level, stride in zip(boxes, self.head.strides)
-                ]
-            ),
-            level_sizes=[level.tensor.shape[0] for level in boxes],
-            level_shapes=[(level.shape[2], level.shape[3]) for level in features],
-        )
-        return priors, Predictions(
-            cls_logits=_flatten(cls_logits),
-            boxes=self._decode(_flatten(box_deltas), priors),
-            quality_logits=None if quality is None else _flatten(quality).squeeze(-1),
-        )
+    def detections(
+        self, priors: Priors, predictions: Predictions, image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        """The detections of every image, best first, in pixels of the input."""
+        # Without NMS the best of all are among the best as many of every level.
+        ranked = self.nms_thresh is None and not predictions.centerness
+        limit = self.max_detections if ranked else None
+        candidates = self.raw_detections(priors, predictions, image_sizes, limit)
+        return [keep_best(found, self.max_detections, self.nms_thresh) for found in candidates]
 
-    def _run(self, module: nn.Module, inputs: Tensor | list[Tensor]) -> Any:
-        return module(inputs) if self.compilation is None else self.compilation(module, inputs)
-
-    def _decode(self, deltas: Tensor, priors: Priors) -> Tensor:
-        """(N, R, 4) xyxy from distances or deltas (N, R, 4)."""
-        if self.head.box_coding == "ltrb":
-            if self.training:  # the sides of tiny boxes far from the origin keep their digits
-                return ltrb_to_boxes(deltas.double(), priors.centers.double())
-            return ltrb_to_boxes(deltas, priors.centers)
-        transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
-        anchors = priors.boxes.repeat(deltas.shape[0], 1)
-        return transform.apply_deltas(deltas.reshape(-1, 4), anchors).view_as(deltas)
-
-    def losses(
-        self, priors: Priors, predictions: Predictions, batched_inputs: list[dict]
-    ) -> dict[str, Tensor]:
-        """The losses of all criteria; their figures go to the event storage, if there is one.
-
-        NaN if any prediction is not finite: matchers leave such locations out, and training has to
-        end with Detectron2's FloatingPointError all the same.
-        """
-        check_ground_truths(batched_inputs, predictions.cls_logits.shape[2])
-        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        losses = evaluate_criteria(
-            self.criteria, priors, predictions, gt_instances, self.normalizer
-        )
-        for criterion in self.criteria:
-            for name, value in getattr(criterion, "metrics", {}).items():
-                _put_scalar(name, value)
-        fault = predictions.nan_if_not_finite()
-        return {name: loss + fault for name, loss in losses.items()}
-
-    def find_candidates(
+    def raw_detections(
         self,
         priors: Priors,
         predictions: Predictions,
         image_sizes: list[tuple[int, int]],
         limit: int | None = None,
     ) -> list[Instances]:
-        """Raw detections of every image, before NMS (if any) and the limit on their number.
+        """The detections of every image before NMS (if any) and the limit on their number.
 
-        ``limit``: so many of every level are enough.
+        Args:
+            limit: so many of every level are enough.
         """
+        if self.topk_only:
+            return find_topk(predictions, image_sizes, topk=self.max_detections)
         return find_candidates(
             predictions,
             priors.level_sizes,
             image_sizes,
-            centerness=self.head.quality_branch == "centerness",
             score_thresh=self.score_thresh,
             topk=self.topk_candidates if limit is None else min(limit, self.topk_candidates),
+            nms_boxes=self.nms_boxes,
         )
+
+    def predict(self, images: Tensor) -> tuple[Priors, Predictions]:
+        """Priors and predictions of inference.
+
+        Args:
+            images: (N, C, H, W) float, normalised and padded.
+        """
+        priors, features = self.features(images)
+        return priors, self._run(self.head, features, priors)["main"]
+
+    def predict_all(self, images: Tensor) -> tuple[Priors, dict[str, Predictions]]:
+        """Priors and all sets of predictions, those that only training needs included.
+
+        Args:
+            images: as of ``predict``.
+        """
+        priors, features = self.features(images)
+        sets = dict(self._run(self.head, features, priors))
+        if self.aux_head is not None:
+            for name, predictions in self._run(self.aux_head, features, priors).items():
+                sets["aux" if name == "main" else f"aux_{name}"] = predictions
+        return priors, sets
+
+    def features(self, images: Tensor) -> tuple[Priors, list[Tensor]]:
+        """The priors, and the feature maps (N, C, H_l, W_l) for the head."""
+        images = images.contiguous(memory_format=self.memory_format)
+        maps = self._run(self.backbone, images)
+        features = [maps[name] for name in self.in_features]
+        if self.neck is not None:
+            features = self._run(self.neck, features)
+        return self.priors(features), features
+
+    def priors(self, features: list[Tensor]) -> Priors:
+        """The priors of feature maps of these sizes."""
+        boxes = [level.tensor for level in self.prior_generator(features)]
+        strides = self.prior_generator.strides
+        # the sizes are shapes, not len(): torch.export keeps those symbolic
+        return Priors(
+            boxes=torch.cat(boxes),
+            strides=torch.cat([x.new_full(x.shape[:1], s) for x, s in zip(boxes, strides)]),
+            level_sizes=[level.shape[0] for level in boxes],
+            level_shapes=[(level.shape[2], level.shape[3]) for level in features]
+            if self.prior_generator.num_anchors[0] == 1
+            else None,
+        )
+
+    def _run(self, module: nn.Module, *inputs: Any) -> Any:
+        return module(*inputs) if self.compilation is None else self.compilation(module, *inputs)
+
+    def losses(
+        self, priors: Priors, sets: dict[str, Predictions], batched_inputs: list[dict]
+    ) -> dict[str, Tensor]:
+        """The losses of all criteria; their figures are ``self.figures`` then.
+
+        NaN if any prediction is not finite: matchers leave such locations out, and training has to
+        end with Detectron2's FloatingPointError all the same.
+        """
+        check_ground_truths(batched_inputs, sets["main"].cls_logits.shape[2])
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        losses = evaluate_criteria(self.criteria, priors, sets, gt_instances, self.normalizer)
+        self.figures = {}
+        for criterion in self.criteria:
+            assert isinstance(criterion, SummedCriterion)
+            self.figures.update(criterion.metrics)
+        faults = [predictions.nan_if_not_finite() for predictions in sets.values()]
+        fault = torch.stack(faults).sum()
+        return {name: loss + fault for name, loss in losses.items()}
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images, pad them at the bottom and the right, and batch them."""
@@ -268,41 +297,46 @@ def postprocess(detections: list[Instances], batched_inputs: list[dict]) -> list
     return results
 
 
-def build_prior_generator(cfg: CfgNode, strides: list[int]) -> nn.Module:
-    """One square prior per location: a point's side is its stride, an anchor's is in the config."""
-    kind = cfg.MODEL.DEFCN.PRIORS
-    if kind == "points":
-        sizes = [[stride] for stride in strides]
-    elif kind == "anchors":
-        sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
-        ratios = cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
-        if [len(x) for x in sizes] != [1] * len(strides) or ratios != [[1.0]]:
-            raise ValueError(
-                f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} with ASPECT_RATIOS {ratios} is not one "
-                f"square anchor per location on {len(strides)} levels; "
-                "give one size a level and ASPECT_RATIOS [[1.0]]"
-            )
-    else:
-        raise ValueError(f"MODEL.DEFCN.PRIORS {kind!r} is unknown; one of: anchors, points")
-    return DefaultAnchorGenerator(sizes=sizes, aspect_ratios=[[1.0]], strides=strides, offset=0.5)
+def build_prior_generator(cfg: CfgNode, strides: list[int]) -> DefaultAnchorGenerator:
+    """The priors of a config, as many a location on every level.
 
-
-def _flatten(levels: list[Tensor]) -> Tensor:
-    """Per level (N, C, H_l, W_l) to (N, R, C), row-major within a level, in float32 or wider.
-
-    Channels stay where they are in memory, inside or outside: a copy, but no transposition.
-    Mixed precision ends here: matching, losses and inference come after.
+    A point is one square prior whose side is the stride; anchors are those of
+    ``MODEL.ANCHOR_GENERATOR``.
     """
-    if all(x.is_contiguous(memory_format=torch.channels_last) for x in levels):
-        flat = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+    generator, ratios = cfg.MODEL.ANCHOR_GENERATOR, [[1.0]]
+    if cfg.MODEL.DEFCN.PRIORS == "points":
+        sizes = [[stride] for stride in strides]
     else:
-        flat = torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
-    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+        sizes, ratios = generator.SIZES, generator.ASPECT_RATIOS
+        numbers = {len(x) for x in sizes}
+        if len(sizes) not in (1, len(strides)) or len(numbers) != 1 or len(ratios) != 1:
+            raise ConfigError(
+                f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} with ASPECT_RATIOS {ratios} is not one "
+                f"list of anchors a level, all as long, on {len(strides)} levels; give so many "
+                "lists of sizes, and one list of ratios"
+            )
+    return DefaultAnchorGenerator(sizes=sizes, aspect_ratios=ratios, strides=strides, offset=0.5)
 
 
-def _put_scalar(name: str, value: Tensor) -> None:
-    try:
-        storage = get_event_storage()
-    except AssertionError:  # outside a trainer; v0.5 has no has_event_storage()
-        return
-    storage.put_scalar(name, value.item())
+def _channels_and_strides(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> tuple[int, list[int]]:
+    """Of the feature maps ``MODEL.DEFCN.IN_FEATURES``, finest first."""
+    names = cfg.MODEL.DEFCN.IN_FEATURES
+    missing = [name for name in names if name not in shapes]
+    if missing:
+        raise ConfigError(
+            f"MODEL.DEFCN.IN_FEATURES {missing} are not given by the backbone "
+            f"{cfg.MODEL.BACKBONE.NAME!r}; it has: {', '.join(shapes)}"
+        )
+    channels = {shapes[name].channels for name in names}
+    if len(channels) != 1:
+        raise ConfigError(
+            f"MODEL.DEFCN.IN_FEATURES {names} have different numbers of channels "
+            f"({sorted(channels)}); take the levels of one FPN"
+        )
+    strides = [shapes[name].stride for name in names]
+    if strides != sorted(set(strides)):
+        raise ConfigError(
+            f"MODEL.DEFCN.IN_FEATURES {names} have the strides {strides}, but must go from fine "
+            "to coarse"
+        )
+    return channels.pop(), strides

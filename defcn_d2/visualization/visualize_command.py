@@ -10,7 +10,8 @@ from detectron2.config import CfgNode
 
 from ..config.load import load_config
 from ..engine.cpu import use_cpu
-from ..utils.errors import UserError, reported
+from ..engine.reporting import reported
+from ..utils.errors import UserError
 from .assignment import DEFAULT, draw_assignment
 from .curves import draw_curves, load_runs
 from .duplicate_pairs import duplicate_pictures

@@ -8,7 +8,7 @@ import argparse
 
 import torch
 
-from ..engine import reported
+from ..engine.reporting import reported
 from ..utils.errors import as_user_error
 from ..utils.files import replacing
 from .reader import CheckpointError, check_weights, read_checkpoint

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..utils.errors import UserError
 from .pickles import PickleError, UnsafePickleError, loads
 
 _TOO_LARGE = "needs more memory than there is, or is damaged"
 _DAMAGED = "is damaged or no checkpoint{}; fetch or choose another"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that is unreadable or of another model; the message says what to do."""
 
 

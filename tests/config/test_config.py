@@ -64,7 +64,7 @@ def test_keys_of_detectron2_stay_as_they_are() -> None:
 
 def test_every_key_has_a_comment() -> None:
     """A line, or a group of lines, that assigns keys follows a comment."""
-    lines = (PACKAGE / "config.py").read_text().splitlines()
+    lines = (PACKAGE / "config" / "defaults.py").read_text().splitlines()
     assigned = re.compile(r"    (?:node|cfg)\.[A-Z0-9_.]+ = (.*)")
     count = 0
     for i, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""docs/configuration.md is made of config.py, and is up to date."""
+"""docs/configuration.md is made of defaults.py, and is up to date."""
 
 import pytest
 from config_reference import PAGE, SOURCE, comment_of, comments, keys, reference
@@ -22,5 +22,5 @@ def test_comments_of_a_source() -> None:
 
 def test_a_key_without_a_comment_is_an_error() -> None:
     source = SOURCE.read_text().replace("    # Number of foreground classes K.\n", "")
-    with pytest.raises(ValueError, match="NUM_CLASSES has no comment in config.py"):
+    with pytest.raises(ValueError, match="NUM_CLASSES has no comment in defaults.py"):
         reference(source)

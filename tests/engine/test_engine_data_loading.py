@@ -30,7 +30,7 @@ from defcn_d2.engine.data_loading import (
     build_sampler,
     grouped,
 )
-from defcn_d2.utils.errors import describe
+from defcn_d2.engine.reporting import describe
 
 SIZES = [(40, 30), (30, 40), (32, 32), (48, 20), (20, 44), (36, 30), (30, 31)]
 

@@ -19,8 +19,9 @@ from defcn_d2.engine import run
 from defcn_d2.engine import train_command as command_line
 from defcn_d2.engine.datasets import load_records
 from defcn_d2.engine.preflight import check
+from defcn_d2.engine.reporting import describe, reported
 from defcn_d2.engine.trainer import Trainer
-from defcn_d2.utils.errors import UserError, as_user_error, describe, nearest, reported
+from defcn_d2.utils.errors import UserError, as_user_error, did_you_mean
 from defcn_d2.weights.reader import CheckpointError
 
 
@@ -258,12 +259,12 @@ def test_keys_are_all_leaves():
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=20), st.data())
 def test_nearest_of_a_known_name_is_itself(names, data):
     name = data.draw(st.sampled_from(names))
-    assert nearest(name, names) == f"did you mean {name!r}?"
+    assert did_you_mean(name, names) == f"did you mean {name!r}?"
 
 
 def test_nearest_of_nothing():
-    assert nearest("x", []) == "there is nothing like it"
-    assert nearest("x", ["aaaa", "bbbb"]) == "one of: aaaa, bbbb"
+    assert did_you_mean("x", []) == "there is nothing like it"
+    assert did_you_mean("x", ["aaaa", "bbbb"]) == "one of: aaaa, bbbb"
 
 
 def test_as_user_error_takes_only_its_kinds():

@@ -11,8 +11,8 @@ from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
 from defcn_d2.engine import nonfinite, run
 from defcn_d2.engine.nonfinite import NonFiniteLoss
+from defcn_d2.engine.reporting import describe
 from defcn_d2.modeling.meta_arch import DeFCN
-from defcn_d2.utils.errors import describe
 
 
 def train(folder, *opts):

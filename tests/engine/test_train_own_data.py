@@ -72,7 +72,7 @@ def test_train_then_evaluate_and_draw_elsewhere(tmp_path, monkeypatch, capsys):
     shutil.rmtree(tmp_path / "val")
     seen = []
     monkeypatch.setattr(
-        demo.command_line, "metadata_of", lambda cfg: seen.append(metadata_of(cfg)) or seen[0]
+        demo.demo_command, "metadata_of", lambda cfg: seen.append(metadata_of(cfg)) or seen[0]
     )
     arguments = ["--config-file", config, "--input", "a.png", "--output", "drawn.png"]
     threshold = ["--confidence-threshold", "0.001"]

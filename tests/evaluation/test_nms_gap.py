@@ -16,6 +16,7 @@ from torch import nn
 from defcn_d2.config.load import load_config
 from defcn_d2.engine import Trainer
 from defcn_d2.evaluation.nms_gap import NMSGapEvaluator, WithAndWithoutNMS, nms_gap
+from defcn_d2.utils.errors import UserError
 
 
 def tiny_model(*opts: str) -> nn.Module:
@@ -62,7 +63,7 @@ def test_topk_path_has_its_own_raw_detections():
 
 
 def test_another_model_is_refused():
-    with pytest.raises(TypeError, match="TEST.WITH_NMS.*Conv2d"):
+    with pytest.raises(UserError, match="TEST.WITH_NMS.*Conv2d"):
         WithAndWithoutNMS(nn.Conv2d(1, 1, 1), 0.6)
 
 

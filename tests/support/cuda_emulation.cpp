@@ -3,9 +3,9 @@
 // within a phase it must not matter. Built and called by tests/test_ops_cuda_emulation.py.
 #include <vector>
 
-#include "../defcn_d2/csrc/cuda/backward.cuh"
-#include "../defcn_d2/csrc/cuda/forward.cuh"
-#include "../defcn_d2/csrc/cuda/plan.h"
+#include "../../defcn_d2/csrc/cuda/backward.cuh"
+#include "../../defcn_d2/csrc/cuda/forward.cuh"
+#include "../../defcn_d2/csrc/cuda/plan.h"
 
 using namespace defcn_d2::cuda;
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parents[2]
+TOOLS = Path(__file__).resolve().parents[1]
 
 
 def run_alone(module: str, arguments: Sequence[str]) -> int:

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(arguments)
     os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))  # read at the next import
-    from defcn_d2.utils.errors import reported
+    from defcn_d2.engine.reporting import reported
 
     return reported(make_demo)(args.config_file, args.output.resolve(), args.opts)
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ...utils.errors import UserError
 from .storage import Journal, digest, locked, write_atomically
 from .workers import mapping
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
-class DatasetError(RuntimeError):
+class DatasetError(UserError, RuntimeError):
     """A data set cannot be made or read; the message names the folder or file and the remedy."""
 
 

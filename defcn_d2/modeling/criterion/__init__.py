@@ -1,13 +1,17 @@
 """Criteria: predictions and ground truth to losses."""
 
-from .dense import DenseCriterion, build_criteria
-from .normalization import LossSum, SummedCriterion, evaluate_criteria, mean_over_workers
+from ...config.components import import_modules
+from ...structures import LossSum
+from .build import CRITERION_REGISTRY, build_criteria
+from .normalization import SummedCriterion, evaluate_criteria, mean_over_workers
 
 __all__ = [
-    "DenseCriterion",
+    "CRITERION_REGISTRY",
     "LossSum",
     "SummedCriterion",
     "build_criteria",
     "evaluate_criteria",
     "mean_over_workers",
 ]
+
+import_modules(__name__, __path__)

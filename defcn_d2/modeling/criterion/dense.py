@@ -1,65 +1,99 @@
 """Losses of detectors that assign at most one ground truth to each prior."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ...structures import BACKGROUND, IGNORE, Assignment, Predictions, Priors
-from ..loss.functional import focal_loss, giou_loss, l1_loss
-from ..matcher import BatchMatcher, Matcher, build_matcher
-from .normalization import LossSum, SummedCriterion
+from ...config.components import own_node
+from ...config.rules import check_argument, numbers, one_of, value_of
+from ...structures import (
+    BACKGROUND,
+    IGNORE,
+    Assignment,
+    Foreground,
+    LossSum,
+    Predictions,
+    Priors,
+)
+from ..box_ops import iou
+from ..loss.class_losses import CLASS_LOSS_REGISTRY, ClassLoss
+from ..loss.functional import giou_loss, l1_loss
+from ..matcher import MATCHER_REGISTRY, BatchMatcher, Matcher
+from .build import CRITERION_REGISTRY
+from .normalization import SummedCriterion
 
 
+@CRITERION_REGISTRY.register(default=["CRITERION"])
 class DenseCriterion(SummedCriterion):
-    """Focal loss of all priors, GIoU loss of the foreground (arXiv 2012.03544, section 3.1).
+    """Class loss of all priors, GIoU loss of the foreground (arXiv 2012.03544, section 3.1).
 
-    Which prior is foreground, the matcher says. With a centerness branch the box loss is weighted
-    by the assignment's quality, which the branch learns as well (arXiv 1904.01355, section 3.2).
+    The matcher decides which prior is foreground. Where the predictions have centerness, the box
+    loss is weighted by the assignment's quality, which the branch learns as well (arXiv
+    1904.01355, section 3.2). Subclasses add losses of their own by ``more_sums``.
     """
 
     def __init__(
         self,
         *,
         matcher: Matcher,
-        quality: str = "none",
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 2.0,
+        class_loss: ClassLoss,
         cls_weight: float = 1.0,
         reg_weight: float = 2.0,
         l1_weight: float = 0.0,
         normalizer: str = "foreground",
+        soft_labels: str = "none",
+        weights: str = "class",
+        fused: bool = True,
         suffix: str = "",
+        **arguments: Any,
     ):
         """
         Args:
             matcher: called once an image.
-            quality: what the quality branch of the predictions is for: "none" (not looked at),
-                "filter" (folded into the class logits) or "centerness" (a loss of its own).
-            focal_alpha, focal_gamma: of the classification loss.
+            class_loss: see ``CLASS_LOSS_REGISTRY``.
             cls_weight, reg_weight, l1_weight: factors of the losses of the classes, of the boxes'
                 GIoU and of their coordinates; a loss of weight 0 is left out.
             normalizer: the losses are divided by the number of "foreground" locations, or of
                 ground truths, "gts"; the mean over the workers, at least 1.
+            soft_labels: class labels of the foreground: "none" (1), the assignment's "quality",
+                or the "iou" of the predicted box with its ground truth.
+            weights: of the assignment are factors of the "class" entry of a foreground location
+                alone, or of all losses of a "prior".
+            fused: the class loss is of logits with the quality branch folded in, except where
+                that is centerness.
             suffix: appended to the names of the losses.
         """
-        super().__init__()
-        if normalizer not in ("foreground", "gts"):
-            raise ValueError(
-                f"MODEL.DEFCN.LOSS.NORMALIZER {normalizer!r} is unknown; one of: foreground, gts"
-            )
+        super().__init__(**arguments)
+        for name, factor in (
+            ("cls_weight", cls_weight),
+            ("reg_weight", reg_weight),
+            ("l1_weight", l1_weight),
+        ):
+            check_argument(name, factor, numbers("[0, inf)"))
+        check_argument("normalizer", normalizer, one_of("foreground", "gts"))
+        check_argument("soft_labels", soft_labels, one_of("none", "quality", "iou"))
+        check_argument("weights", weights, one_of("class", "prior"))
         self.matcher = matcher
-        self.quality = quality
-        self.focal_alpha = focal_alpha
-        self.focal_gamma = focal_gamma
+        self.class_loss = class_loss
         self.cls_weight = cls_weight
         self.reg_weight = reg_weight
         self.l1_weight = l1_weight
         self.normalizer = normalizer
+        self.soft_labels = soft_labels
+        self.weights = weights
+        self.fused = fused
         self.suffix = suffix
-        #: Figures of the last call, for the event storage of the meta-architecture.
-        self.metrics: dict[str, Tensor] = {}
+
+    def set_progress(self, progress: float) -> None:
+        super().set_progress(progress)
+        for part in (self.matcher, self.class_loss):
+            if hasattr(part, "progress"):
+                part.progress = progress
 
     def loss_sums(
         self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
@@ -70,42 +104,28 @@ class DenseCriterion(SummedCriterion):
 
         Returns:
             ``loss_cls``, ``loss_box_reg``, ``loss_centerness`` and ``loss_box_l1`` (those that
-            apply), in float32 or float64. Without any ground truth they are finite, and connected
-            to all predictions. Their count is the number that ``normalizer`` names, but for the
-            box loss weighted by centerness: the sum of the targets (method section 6).
+            apply), in float32 or float64, and those of ``more_sums``. Without any ground truth
+            they are finite, and connected to all predictions. Their count is the number that
+            ``normalizer`` names, except for the box loss weighted by centerness: the sum of the
+            targets (method section 6).
         """
         assignments = self.match(priors, predictions, gt_instances)
-        gt_idxs = torch.stack([assignment.gt_idxs for assignment in assignments])
-        images, locations = torch.nonzero(gt_idxs >= 0, as_tuple=True)
-        gt_idxs_fg = _offset_by_image(gt_idxs[images, locations], images, gt_instances)
-        gt_classes = torch.cat([gt.gt_classes for gt in gt_instances])[gt_idxs_fg]
-        gt_boxes = torch.cat([gt.gt_boxes.tensor for gt in gt_instances])[gt_idxs_fg]
-        number = len(gt_idxs_fg) if self.normalizer == "foreground" else sum(map(len, gt_instances))
-        # filled on the device: a copy from the host would wait for it
-        count = torch.full((), number, dtype=torch.float64, device=gt_idxs.device)
-
+        gt_idxs = torch.stack([assignment.gt_idxs for assignment in assignments])  # (N, R)
+        foreground = self._foreground(assignments, gt_idxs, predictions, gt_instances)
         sums = {}
         if self.cls_weight:
-            loss = self._classification_loss(predictions, gt_idxs, images, locations, gt_classes)
-            sums["loss_cls"] = LossSum(loss * self.cls_weight, count)
-        boxes = predictions.boxes[images, locations]
-        if self.l1_weight:
-            image_sizes = gt_boxes.new_tensor([gt.image_size for gt in gt_instances])[images]
-            loss = l1_loss(boxes, gt_boxes, image_sizes).sum()
-            sums["loss_box_l1"] = LossSum(loss * self.l1_weight, count)
-        if self.reg_weight and self.quality == "centerness":
-            assert predictions.quality_logits is not None
-            centerness = self._centerness(assignments)[images, locations]
-            loss = (giou_loss(boxes, gt_boxes) * centerness).sum()
-            sums["loss_box_reg"] = LossSum(loss * self.reg_weight, centerness.sum())
-            logits = predictions.quality_logits[images, locations].float()
-            loss = F.binary_cross_entropy_with_logits(logits, centerness, reduction="sum")
-            sums["loss_centerness"] = LossSum(loss, count)
-        elif self.reg_weight:
-            loss = giou_loss(boxes, gt_boxes).sum()
-            sums["loss_box_reg"] = LossSum(loss * self.reg_weight, count)
-        self.metrics = self._figures(gt_idxs, gt_instances)
+            sums["loss_cls"] = self._class_sum(predictions, assignments, gt_idxs, foreground)
+        sums.update(self._box_sums(predictions, foreground, gt_instances))
+        sums.update(self.more_sums(priors, predictions, foreground))
+        with torch.no_grad():
+            self.metrics = self._figures(foreground, gt_instances)
         return {name + self.suffix: loss for name, loss in sums.items()}
+
+    def more_sums(
+        self, priors: Priors, predictions: Predictions, foreground: Foreground
+    ) -> dict[str, LossSum]:
+        """Further losses of a subclass, by name without the suffix."""
+        return {}
 
     @torch.no_grad()
     def match(
@@ -117,75 +137,178 @@ class DenseCriterion(SummedCriterion):
         return [
             self.matcher(priors, predictions[i], gt)
             if len(gt)
-            else self._all_background(predictions)
+            else _all_background(predictions, self.matcher)
             for i, gt in enumerate(gt_instances)
         ]
 
-    def _all_background(self, predictions: Predictions) -> Assignment:
-        boxes = predictions.boxes
-        gt_idxs = torch.full((boxes.shape[1],), BACKGROUND, device=boxes.device)
-        return Assignment(gt_idxs, quality=torch.zeros_like(gt_idxs, dtype=torch.float32))
+    def _foreground(
+        self,
+        assignments: list[Assignment],
+        gt_idxs: Tensor,
+        predictions: Predictions,
+        gt_instances: list[Instances],
+    ) -> Foreground:
+        images, locations = torch.nonzero(gt_idxs >= 0, as_tuple=True)
+        of_batch = _offset_by_image(gt_idxs[images, locations], images, gt_instances)
+        number = len(of_batch) if self.normalizer == "foreground" else sum(map(len, gt_instances))
 
-    def _centerness(self, assignments: list[Assignment]) -> Tensor:
-        """(N, R) targets of the centerness branch."""
-        qualities = [a.quality for a in assignments if a.quality is not None]
-        if len(qualities) < len(assignments):
-            raise ValueError(
-                "MODEL.DEFCN.QUALITY_BRANCH 'centerness' needs a matcher that gives a quality, not "
-                f"{type(self.matcher).__name__}; set MATCHER.NAME to FCOS or ATSS"
-            )
-        return torch.stack(qualities)
+        def gathered(values: list[Tensor | None]) -> Tensor | None:
+            found = [value for value in values if value is not None]
+            return torch.stack(found)[images, locations] if len(found) == len(values) else None
 
-    def _classification_loss(
+        return Foreground(
+            images=images,
+            locations=locations,
+            gt_idxs=of_batch,
+            boxes=predictions.boxes[images, locations],
+            gt_boxes=torch.cat([gt.gt_boxes.tensor for gt in gt_instances])[of_batch],
+            gt_classes=torch.cat([gt.gt_classes for gt in gt_instances])[of_batch],
+            quality=gathered([assignment.quality for assignment in assignments]),
+            weights=gathered([assignment.weights for assignment in assignments]),
+            # filled on the device: a copy from the host would wait for it
+            count=torch.full((), number, dtype=torch.float64, device=gt_idxs.device),
+        )
+
+    def _class_sum(
         self,
         predictions: Predictions,
+        assignments: list[Assignment],
         gt_idxs: Tensor,
-        images: Tensor,
-        locations: Tensor,
-        gt_classes: Tensor,
-    ) -> Tensor:
-        logits = predictions.fused() if self.quality == "filter" else predictions.cls_logits.float()
-        foreground = torch.stack([images, locations, gt_classes])
-        valid = gt_idxs != IGNORE
-        return focal_loss(logits, foreground, self.focal_alpha, self.focal_gamma, valid)
+        foreground: Foreground,
+    ) -> LossSum:
+        use_fused = self.fused and not predictions.centerness
+        logits = predictions.fused() if use_fused else predictions.cls_logits.float()
+        valid = gt_idxs != IGNORE  # (N, R)
+        weights = foreground.weights
+        if weights is not None and self.weights == "prior":
+            valid = torch.stack([a.weights for a in assignments if a.weights is not None]) * valid
+            weights = None
+        loss = self.class_loss(
+            logits, foreground.entries, self._targets(foreground), weights, valid
+        )
+        if isinstance(loss, LossSum):  # with a count of its own
+            return LossSum(loss.total * self.cls_weight, loss.count)
+        return LossSum(loss * self.cls_weight, foreground.count)
 
-    def _figures(self, gt_idxs: Tensor, gt_instances: list[Instances]) -> dict[str, Tensor]:
-        """Means per image: foreground locations, and ground truths that none of them learns."""
-        images = len(gt_instances)
-        matched = sum(len(torch.unique(idxs[idxs >= 0])) for idxs in gt_idxs)
-        unmatched = sum(len(gt) for gt in gt_instances) - matched
+    def _targets(self, foreground: Foreground) -> Tensor | None:
+        """(P,) soft class labels, or None for hard ones."""
+        if self.soft_labels == "none":
+            return None
+        if self.soft_labels == "quality":
+            return self._quality(foreground)
+        return iou(foreground.boxes.detach(), foreground.gt_boxes).float()
+
+    def _box_sums(
+        self, predictions: Predictions, foreground: Foreground, gt_instances: list[Instances]
+    ) -> dict[str, LossSum]:
+        boxes, gt_boxes, count = foreground.boxes, foreground.gt_boxes, foreground.count
+        weights = foreground.weights if self.weights == "prior" else None
+
+        def total(loss: Tensor) -> Tensor:
+            return (loss if weights is None else loss * weights).sum()
+
+        sums = {}
+        if self.l1_weight:
+            image_sizes = gt_boxes.new_tensor([gt.image_size for gt in gt_instances])
+            loss = total(l1_loss(boxes, gt_boxes, image_sizes[foreground.images]))
+            sums["loss_box_l1"] = LossSum(loss * self.l1_weight, count)
+        if self.reg_weight and predictions.centerness:
+            assert predictions.quality_logits is not None
+            centerness = self._quality(foreground)
+            loss = total(giou_loss(boxes, gt_boxes) * centerness)
+            sums["loss_box_reg"] = LossSum(loss * self.reg_weight, centerness.sum())
+            logits = predictions.quality_logits[foreground.images, foreground.locations].float()
+            loss = total(F.binary_cross_entropy_with_logits(logits, centerness, reduction="none"))
+            sums["loss_centerness"] = LossSum(loss, count)
+        elif self.reg_weight:
+            loss = total(giou_loss(boxes, gt_boxes))
+            sums["loss_box_reg"] = LossSum(loss * self.reg_weight, count)
+        return sums
+
+    def _quality(self, foreground: Foreground) -> Tensor:
+        """(P,) of the assignments, which a config without one does not get past the checks."""
+        if foreground.quality is None:
+            raise ValueError(
+                f"a matcher that gives a quality is needed, not {type(self.matcher).__name__}; "
+                "set MATCHER.NAME to one that does"
+            )
+        return foreground.quality
+
+    def _figures(self, foreground: Foreground, gt_instances: list[Instances]) -> dict[str, Tensor]:
+        """Means per image: foreground locations, and ground truths that none of them learns.
+
+        Computed on the device: nothing here waits for it.
+        """
+        images, number = len(gt_instances), sum(map(len, gt_instances))
+        learned = torch.zeros(number, device=foreground.gt_idxs.device)
+        learned.index_fill_(0, foreground.gt_idxs, 1)
         return {
-            f"num_foreground{self.suffix}": (gt_idxs >= 0).sum() / images,
-            f"num_unmatched_gt{self.suffix}": torch.tensor(unmatched / images),
+            f"num_foreground{self.suffix}": foreground.count.new_full(
+                (), len(foreground.gt_idxs) / images
+            ),
+            f"num_unmatched_gt{self.suffix}": (number - learned.sum()) / images,
         }
 
-
-def build_criteria(cfg: CfgNode) -> nn.ModuleList:
-    """The criteria that a config asks for: the main one and, if enabled, the auxiliary one."""
-    node = cfg.MODEL.DEFCN
-    focal = {"focal_alpha": node.LOSS.FOCAL_ALPHA, "focal_gamma": node.LOSS.FOCAL_GAMMA}
-    criteria = [
-        DenseCriterion(
-            matcher=build_matcher(node.MATCHER),
-            quality=node.QUALITY_BRANCH,
-            cls_weight=node.LOSS.CLS_WEIGHT,
-            reg_weight=node.LOSS.REG_WEIGHT,
-            l1_weight=node.LOSS.L1_WEIGHT,
-            normalizer=node.LOSS.NORMALIZER,
-            **focal,
-        )
-    ]
-    if node.AUX.ENABLED:
-        criteria.append(
-            DenseCriterion(
-                matcher=build_matcher(node.AUX.MATCHER, "MODEL.DEFCN.AUX.MATCHER"),
-                cls_weight=node.AUX.WEIGHT,
-                reg_weight=0,
-                suffix="_aux",
-                **focal,
+    @classmethod
+    def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
+        node = value_of(cfg, key.removesuffix(".CRITERION"))  # MODEL.DEFCN, or its AUX
+        own = own_node(node.CRITERION)
+        matcher = MATCHER_REGISTRY.get(node.MATCHER.NAME)
+        class_loss = CLASS_LOSS_REGISTRY.get(node.LOSS.NAME)
+        name = f"{key}.{node.CRITERION.NAME}"
+        is_main = key == "MODEL.DEFCN.CRITERION"
+        if is_main and not own.CLS_WEIGHT:
+            yield f"{name}.CLS_WEIGHT is 0, but must be above 0: classes would not be learned"
+        if is_main and not own.REG_WEIGHT and not own.L1_WEIGHT:
+            yield (
+                f"{name}.REG_WEIGHT and L1_WEIGHT are both 0, so boxes would not be learned; "
+                "set one of them above 0"
             )
-        )
-    return nn.ModuleList(criteria)
+        if own.SOFT_LABELS != "none" and not getattr(class_loss, "takes_targets", False):
+            yield (
+                f"{name}.SOFT_LABELS is {own.SOFT_LABELS!r}, but {node.LOSS.NAME} takes hard "
+                f"labels alone; set it to 'none', or LOSS.NAME to another class loss"
+            )
+        gives_quality = getattr(matcher, "gives_quality", False)
+        givers = [
+            other
+            for other in MATCHER_REGISTRY.names()
+            if getattr(MATCHER_REGISTRY.get(other), "gives_quality", False)
+        ]
+        if own.SOFT_LABELS == "quality" and not gives_quality:
+            yield (
+                f"{name}.SOFT_LABELS 'quality' needs a matcher that gives a quality, not "
+                f"{node.MATCHER.NAME}; set MATCHER.NAME to one of {', '.join(givers)}"
+            )
+        if cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness" and is_main:
+            if not gives_quality:
+                yield (
+                    "MODEL.DEFCN.QUALITY_BRANCH 'centerness' needs a matcher that gives a "
+                    f"quality, not {node.MATCHER.NAME}; set MATCHER.NAME to one of "
+                    f"{', '.join(givers)}"
+                )
+            if not own.REG_WEIGHT:
+                yield (
+                    "MODEL.DEFCN.QUALITY_BRANCH 'centerness' is learned beside the GIoU loss, but "
+                    f"{name}.REG_WEIGHT is 0; set it above 0, or the branch to 'none'"
+                )
+
+
+@CRITERION_REGISTRY.register(default=["AUX.CRITERION"])
+class AuxiliaryCriterion(DenseCriterion):
+    """Class loss alone, of the plain class logits (arXiv 2012.03544, section 3.4)."""
+
+    def __init__(self, *, reg_weight: float = 0.0, fused: bool = False, **arguments: Any):
+        super().__init__(reg_weight=reg_weight, fused=fused, **arguments)
+
+
+def _all_background(predictions: Predictions, matcher: Matcher) -> Assignment:
+    """The assignment of an image without ground truth, with what the matcher gives otherwise."""
+    boxes = predictions.boxes
+    gt_idxs = torch.full((boxes.shape[1],), BACKGROUND, device=boxes.device)
+    zeros = torch.zeros_like(gt_idxs, dtype=torch.float32)
+    gives_weights = getattr(matcher, "gives_weights", False)
+    return Assignment(gt_idxs, quality=zeros, weights=zeros + 1 if gives_weights else None)
 
 
 def _offset_by_image(gt_idxs: Tensor, images: Tensor, gt_instances: list[Instances]) -> Tensor:

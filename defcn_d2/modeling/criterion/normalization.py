@@ -1,30 +1,14 @@
 """What losses are divided by: counts of the whole batch, over all workers, reduced once a step."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ...structures import Predictions, Priors
-
-
-@dataclass(frozen=True)
-class LossSum:
-    """A loss before its division.
-
-    Attributes:
-        total: scalar with a gradient, float32 or float64: weight times the sum over the images of
-            this worker.
-        count: scalar without a gradient: what this worker adds to the normaliser, such as its
-            foreground locations.
-    """
-
-    total: Tensor
-    count: Tensor
-
+from ...config.rules import ConfigError, unknown_name
+from ...structures import LossSum, Predictions, Priors
 
 #: From the counts of this worker, name of the loss to scalar, to what its losses are divided by.
 Normalizer = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -52,11 +36,28 @@ def mean_over_workers(counts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class SummedCriterion(nn.Module):
-    """Base of criteria whose losses are sums over counts, which share one all-reduce a step.
+    """Base of criteria: their losses are sums over counts, which share one all-reduce a step.
 
-    Subclasses implement ``loss_sums`` and leave ``forward`` as it is. A criterion that is no
-    subclass works as well: it returns losses that are divided already, and reduces on its own.
+    Subclasses implement ``loss_sums``; see ``CRITERION_REGISTRY`` for what else they may have.
     """
+
+    #: Figures of the last call for the log: scalars on the device, read when the losses are.
+    metrics: dict[str, Tensor]
+
+    def __init__(self, *, predictions: str = "main"):
+        """
+        Args:
+            predictions: name of the set of predictions that the losses are of.
+        """
+        super().__init__()
+        self.predictions = predictions
+        self.metrics = {}
+        #: Share of the training done, in [0, 1]: set before each step, and no part of checkpoints.
+        self.progress = 0.0
+
+    def set_progress(self, progress: float) -> None:
+        """Take the share of the training done, and pass it on to parts that depend on it."""
+        self.progress = progress
 
     def loss_sums(
         self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
@@ -82,34 +83,32 @@ def normalize(
 def evaluate_criteria(
     criteria: Iterable[nn.Module],
     priors: Priors,
-    predictions: Predictions,
+    predictions: dict[str, Predictions],
     gt_instances: list[Instances],
     normalizer: Normalizer = mean_over_workers,
 ) -> dict[str, Tensor]:
     """The losses of all criteria.
 
-    First every ``SummedCriterion`` matches and sums, then ``normalizer`` is called once for the
-    counts of all their losses. To accumulate gradients over several batches as if they were one,
-    give a normaliser that divides by the counts of them all: by ``mean_over_workers`` of the sums
-    of the counts, which the function is given batch by batch (``DeFCN.normalizer`` is the place).
+    First every criterion matches and sums, then ``normalizer`` is called once for the counts of
+    all their losses. To accumulate gradients over several batches as if they were one, give a
+    normaliser that divides by the counts of them all: by ``mean_over_workers`` of the sums of the
+    counts, which the function is given batch by batch (``DeFCN.normalizer`` is the place).
 
     Args:
-        criteria: of any kind, see ``SummedCriterion``. One whose class has a ``forward`` of its
-            own is called as any other module.
+        predictions: sets by name, of which each criterion takes its own.
 
     Returns:
         name to scalar.
+
+    Raises:
+        ConfigError: a criterion wants a set that is not there.
     """
-    losses: dict[str, Tensor] = {}
     sums: dict[str, LossSum] = {}
     for criterion in criteria:
-        arguments = (priors, predictions, gt_instances)
-        if (
-            isinstance(criterion, SummedCriterion)
-            and type(criterion).forward is SummedCriterion.forward
-        ):
-            sums.update(criterion.loss_sums(*arguments))
-        else:
-            losses.update(criterion(*arguments))
-    losses.update(normalize(sums, normalizer))
-    return losses
+        assert isinstance(criterion, SummedCriterion)
+        wanted = criterion.predictions
+        if wanted not in predictions:
+            key = f"MODEL.DEFCN.CRITERION.{type(criterion).__name__}.PREDICTIONS"
+            raise ConfigError(unknown_name(key, wanted, predictions))
+        sums.update(criterion.loss_sums(priors, predictions[wanted], gt_instances))
+    return normalize(sums, normalizer)

@@ -5,15 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import get_norm
+from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ...config.rules import check_argument, norm_of, numbers, one_of, whole
+from ...structures import Predictions, Priors
+from ..box_ops import ltrb_to_boxes
+from .build import HEAD_REGISTRY
 from .max_filtering import MaxFiltering
-
-QUALITY_BRANCHES = ("none", "filter", "centerness")
 
 
 class Scale(nn.Module):
@@ -27,19 +29,21 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+@HEAD_REGISTRY.register(default=["HEAD"])
 class DeFCNHead(nn.Module):
     """Towers for classes and boxes, shared over the levels (method section 2).
 
-    The names of the parameters are those of the original release.
+    ``forward`` is made of four steps, each of which a subclass may override: ``towers``, ``maps``,
+    ``predictions`` and ``decode``. The names of the parameters are those of the original release.
     """
 
-    @configurable
     def __init__(
         self,
         *,
         in_channels: int,
         strides: list[int],
         num_classes: int,
+        num_anchors: int = 1,
         num_convs: int = 4,
         norm: str = "GN",
         conv_bias: bool = True,
@@ -48,122 +52,116 @@ class DeFCNHead(nn.Module):
         norm_reg_targets: bool = True,
         quality_branch: str = "none",
         max_filtering: dict | None = None,
-        checkpointing: bool = False,
+        head_checkpointing: bool = False,
     ):
         """
         Args:
             in_channels: of every feature map.
             strides: of the levels, in pixels, finest first.
             num_classes: K.
+            num_anchors: priors a location, A.
             num_convs, norm, conv_bias: of each tower; ``norm`` as in ``get_norm``.
             prior_prob: class probability of every location before training.
             box_coding: "ltrb" (distances in pixels) or "deltas" (of Box2BoxTransform, no scales).
             norm_reg_targets: distances are relu(x) * stride; else exp(x).
             quality_branch: "none", "filter" or "centerness"; both on the box tower.
             max_filtering: arguments of ``MaxFiltering`` besides the channels.
-            checkpointing: keep the outputs of towers alone for the backward pass, which computes
-                all between again (arXiv 1604.06174). Losses and gradients stay the same.
+            head_checkpointing: keep the outputs of towers alone for the backward pass, which
+                computes all between again (arXiv 1604.06174). Losses and gradients stay the same.
         """
         super().__init__()
-        if quality_branch not in QUALITY_BRANCHES:
-            raise ValueError(
-                f"MODEL.DEFCN.QUALITY_BRANCH {quality_branch!r} is unknown; "
-                f"one of: {', '.join(QUALITY_BRANCHES)}"
-            )
-        if norm == "GN" and in_channels % 32:
-            raise ValueError(
-                f"MODEL.DEFCN.NORM 'GN' needs a multiple of 32 channels, not {in_channels}; "
-                "set MODEL.FPN.OUT_CHANNELS to one, or MODEL.DEFCN.NORM to 'BN'"
-            )
+        check_argument("num_classes", num_classes, whole("[1, inf)"))
+        check_argument("num_convs", num_convs, whole("[0, inf)"))
+        check_argument("norm", norm, norm_of(in_channels))
+        check_argument("prior_prob", prior_prob, numbers("(0, 1)"))
+        check_argument("quality_branch", quality_branch, one_of("none", "filter", "centerness"))
         self.strides = strides
         self.box_coding = box_coding
         self.norm_reg_targets = norm_reg_targets
-        self.cls_subnet = _tower(in_channels, num_convs, norm, conv_bias)
-        self.bbox_subnet = _tower(in_channels, num_convs, norm, conv_bias)
-        self.cls_score = _conv(in_channels, num_classes)
-        self.bbox_pred = _conv(in_channels, 4)
+        self.cls_subnet = tower(in_channels, num_convs, norm, conv_bias)
+        self.bbox_subnet = tower(in_channels, num_convs, norm, conv_bias)
+        self.cls_score = conv3x3(in_channels, num_anchors * num_classes)
+        self.bbox_pred = conv3x3(in_channels, num_anchors * 4)
         if box_coding == "ltrb":
             self.scales = nn.ModuleList(Scale() for _ in strides)
+        self.num_anchors = num_anchors
         self.quality_branch = quality_branch
         if quality_branch == "centerness":
-            self.centerness = _conv(in_channels, 1)
+            self.centerness = conv3x3(in_channels, num_anchors)
         elif quality_branch == "filter":
             self.max3d = MaxFiltering(in_channels, **(max_filtering or {}))
-            self.filter = _conv(in_channels, 1)
-        self.checkpointing = checkpointing
-        if checkpointing and any(isinstance(m, _BatchNorm) for m in self.modules()):
-            raise ValueError(
-                f"MODEL.DEFCN.HEAD_CHECKPOINTING is True, but MODEL.DEFCN.NORM {norm!r} or "
-                "MAX_FILTERING.NORM has statistics of batches, which computing twice would count "
-                "twice; set them to 'GN' or '', or HEAD_CHECKPOINTING to False"
-            )
+            self.filter = conv3x3(in_channels, num_anchors)
+        self.head_checkpointing = head_checkpointing
+        if head_checkpointing:
+            check_argument("head_checkpointing", self, _without_batch_norm)
         assert self.cls_score.bias is not None
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
-        node = cfg.MODEL.DEFCN
-        channels = {shape.channels for shape in input_shape}
-        if len(channels) != 1:
-            raise ValueError(
-                f"MODEL.DEFCN.IN_FEATURES {node.IN_FEATURES} have different numbers of channels "
-                f"({sorted(channels)}); take the levels of one FPN"
-            )
-        strides = [shape.stride for shape in input_shape]
-        if strides != sorted(set(strides)):
-            raise ValueError(
-                f"MODEL.DEFCN.IN_FEATURES {node.IN_FEATURES} have the strides {strides}, but must "
-                "go from fine to coarse"
-            )
-        return {
-            "in_channels": channels.pop(),
-            "strides": strides,
-            "num_classes": node.NUM_CLASSES,
-            "num_convs": node.NUM_CONVS,
-            "norm": node.NORM,
-            "conv_bias": node.CONV_BIAS,
-            "prior_prob": node.PRIOR_PROB,
-            "box_coding": "ltrb" if node.PRIORS == "points" else "deltas",
-            "norm_reg_targets": node.NORM_REG_TARGETS,
-            "quality_branch": node.QUALITY_BRANCH,
-            "max_filtering": {
-                "kernel_size": node.MAX_FILTERING.KERNEL_SIZE,
-                "tau": node.MAX_FILTERING.TAU,
-                "norm": node.MAX_FILTERING.NORM,
-            },
-            "checkpointing": node.HEAD_CHECKPOINTING,
-        }
-
-    def forward(
-        self, features: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
+    def forward(self, features: list[Tensor], priors: Priors) -> dict[str, Predictions]:
         """
         Args:
             features: (N, C, H_l, W_l) per level, finest first.
+            priors: R of all levels.
 
         Returns:
-            per level class logits (N, K, H_l, W_l), box distances or deltas (N, 4, H_l, W_l), and
-            quality logits (N, 1, H_l, W_l) or None without such a branch.
+            sets of predictions by name; "main" is that of inference.
         """
-        cls_logits = [self._recomputed(self._class_logits, x) for x in features]
-        box_features = [self._recomputed(self.bbox_subnet, x) for x in features]
-        box_deltas = [self._box_deltas(x, level) for level, x in enumerate(box_features)]
-        quality = None
-        if self.quality_branch == "centerness":
-            quality = [self.centerness(x) for x in box_features]
-        elif self.quality_branch == "filter":
-            quality = self._recomputed(self._filter_logits, box_features)
-        return cls_logits, box_deltas, quality
+        return {"main": self.predictions(self.maps(*self.towers(features)), priors)}
 
-    def _class_logits(self, features: Tensor) -> Tensor:
-        return self.cls_score(self.cls_subnet(features))
+    def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features for classes and for boxes, (N, C, H_l, W_l) per level each."""
+        return (
+            [self._recomputed(self.cls_subnet, x) for x in features],
+            [self._recomputed(self.bbox_subnet, x) for x in features],
+        )
+
+    def maps(
+        self, cls_features: list[Tensor], box_features: list[Tensor]
+    ) -> dict[str, list[Tensor]]:
+        """
+        Returns:
+            per level ``cls_logits`` (N, A * K, H_l, W_l), ``boxes`` (N, A * 4, H_l, W_l) distances
+            in pixels or deltas, and ``quality_logits`` (N, A, H_l, W_l) where there is such a
+            branch. Maps by other names become ``Predictions.extra``.
+        """
+        maps = {
+            "cls_logits": [self.cls_score(x) for x in cls_features],
+            "boxes": [self._box_deltas(x, level) for level, x in enumerate(box_features)],
+        }
+        if self.quality_branch == "centerness":
+            maps["quality_logits"] = [self.centerness(x) for x in box_features]
+        elif self.quality_branch == "filter":
+            maps["quality_logits"] = self._recomputed(self._filter_logits, box_features)
+        return maps
+
+    def predictions(self, maps: dict[str, list[Tensor]], priors: Priors) -> Predictions:
+        """The maps flattened to (N, R, channels), and the boxes decoded."""
+        flat = {name: flatten(levels, self.num_anchors) for name, levels in maps.items()}
+        quality = flat.pop("quality_logits", None)
+        return Predictions(
+            cls_logits=flat.pop("cls_logits"),
+            boxes=self.decode(flat.pop("boxes"), priors),
+            quality_logits=None if quality is None else quality.squeeze(-1),
+            centerness=self.quality_branch == "centerness",
+            extra=flat,
+        )
+
+    def decode(self, boxes: Tensor, priors: Priors) -> Tensor:
+        """(N, R, 4) xyxy from distances or deltas (N, R, 4)."""
+        if self.box_coding == "ltrb":
+            if self.training:  # the sides of tiny boxes far from the origin keep their digits
+                return ltrb_to_boxes(boxes.double(), priors.centers.double())
+            return ltrb_to_boxes(boxes, priors.centers)
+        transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+        anchors = priors.boxes.repeat(boxes.shape[0], 1)
+        return transform.apply_deltas(boxes.reshape(-1, 4), anchors).view_as(boxes)
 
     def _filter_logits(self, box_features: list[Tensor]) -> list[Tensor]:
         return [self.filter(x) for x in self.max3d(box_features)]
 
     def _recomputed(self, function: Callable[[Any], Any], features: Tensor | list[Tensor]) -> Any:
-        """``function(features)``, which the backward pass calls again if ``checkpointing``."""
-        if not (self.checkpointing and torch.is_grad_enabled()):
+        """``function(features)``, which the backward pass calls again if ``head_checkpointing``."""
+        if not (self.head_checkpointing and torch.is_grad_enabled()):
             return function(features)
         # the reentrant one would make DistributedDataParallel see shared weights as ready twice;
         # nothing here draws random numbers, whose state need not be kept
@@ -179,7 +177,8 @@ class DeFCNHead(nn.Module):
         return torch.exp(deltas)
 
 
-def _conv(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    """A 3x3 convolution with weights from N(0, 0.01) and bias 0."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
     nn.init.normal_(conv.weight, std=0.01)
     if conv.bias is not None:
@@ -187,11 +186,36 @@ def _conv(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
     return conv
 
 
-def _tower(channels: int, num_convs: int, norm: str, bias: bool) -> nn.Sequential:
+def tower(channels: int, num_convs: int, norm: str, bias: bool) -> nn.Sequential:
+    """``num_convs`` times conv3x3, norm and ReLU."""
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        layers.append(_conv(channels, channels, bias))
+        layers.append(conv3x3(channels, channels, bias))
         if norm:
             layers.append(get_norm(norm, channels))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
+
+
+def flatten(levels: list[Tensor], num_anchors: int = 1) -> Tensor:
+    """Per level (N, A * C, H_l, W_l) to (N, R, C), row-major within a level, in float32 or wider.
+
+    Channels stay where they are in memory, inside or outside: a copy, but no transposition.
+    Mixed precision ends here: matching, losses and inference come after.
+    """
+    if all(x.is_contiguous(memory_format=torch.channels_last) for x in levels):
+        flat = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+    else:
+        flat = torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
+    if num_anchors > 1:  # the anchors of a location follow each other, as in Priors
+        flat = flat.reshape(flat.shape[0], flat.shape[1] * num_anchors, -1)
+    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+
+
+def _without_batch_norm(key: str, head: nn.Module) -> str | None:
+    if not any(isinstance(module, _BatchNorm) for module in head.modules()):
+        return None
+    return (
+        f"{key} is True, but MODEL.DEFCN.NORM or MAX_FILTERING.NORM has statistics of batches, "
+        "which computing twice would count twice; set them to 'GN' or '', or it to False"
+    )

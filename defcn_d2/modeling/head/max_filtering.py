@@ -4,8 +4,8 @@ import torch
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
+from ...config.rules import check_argument, norm_of, numbers
 from ...ops import max_filter_3d
-from ...ops.arguments import check_arguments
 
 
 class MaxFiltering(nn.Module):
@@ -28,12 +28,9 @@ class MaxFiltering(nn.Module):
             ValueError: ``tau``, ``kernel_size`` or the channels for the norm are not as above.
         """
         super().__init__()
-        check_arguments([], tau, kernel_size)
-        if norm == "GN" and channels % 32:
-            raise ValueError(
-                f"MODEL.DEFCN.MAX_FILTERING.NORM 'GN' needs a multiple of 32 channels, not "
-                f"{channels}; set MODEL.FPN.OUT_CHANNELS to one, or the norm to 'BN'"
-            )
+        check_argument("max_filtering.kernel_size", kernel_size, numbers("[1, inf)", 2, 1))
+        check_argument("max_filtering.tau", tau, numbers("[0, inf)", divisor=2))
+        check_argument("max_filtering.norm", norm, norm_of(channels))
         self.kernel_size = kernel_size
         self.tau = tau
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)

@@ -30,29 +30,6 @@ def focal_positive(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     return alpha * (-logits).sigmoid() ** gamma * F.softplus(-logits)
 
 
-def focal_loss(
-    logits: Tensor, foreground: Tensor, alpha: float, gamma: float, valid: Tensor | None = None
-) -> Tensor:
-    """Sum of the focal loss over all entries.
-
-    Takes the few foreground entries as indices in place of a one-hot target of the logits' size.
-
-    Args:
-        logits: (..., K) float, e.g. images by locations by classes.
-        foreground: (D, P) int64, the D indices of each foreground entry, each at most once.
-        valid: (...,) bool, False where a location counts for nothing; None: all count.
-
-    Returns:
-        scalar.
-    """
-    positive = logits[tuple(foreground)]
-    correction = focal_positive(positive, alpha, gamma) - focal_negative(positive, alpha, gamma)
-    background = focal_negative(logits, alpha, gamma)
-    if valid is not None:
-        background = background * valid[..., None]
-    return background.sum() + correction.sum()
-
-
 def giou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """1 - GIoU, element by element: (P, 4) and (P, 4) xyxy to (P,) in [0, 2]."""
     return 1 - giou(boxes, gt_boxes)

@@ -1,6 +1,5 @@
 """Hand-made one-to-one assignment by overlap with anchors (arXiv 2012.03544, table 2)."""
 
-from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 
 from ...structures import Assignment, Predictions, Priors
@@ -16,13 +15,7 @@ class Anchor:
     An anchor that several want goes to the one of higher IoU; the others stay unmatched.
     """
 
-    @configurable
-    def __init__(self):
-        pass
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {}
+    priors = "anchors"
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         iou = pairwise_iou(gt.gt_boxes.tensor, priors.boxes)

@@ -1,9 +1,9 @@
 """The one-to-many assignment of ATSS (arXiv 1912.02424, section 3.2)."""
 
 import torch
-from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 
+from ...config.rules import check_argument, numbers, whole
 from ...structures import Assignment, Predictions, Priors
 from ..box_ops import pairwise_iou
 from . import functional as F
@@ -20,25 +20,18 @@ class ATSS:
     several want goes to the one of higher IoU. The quality is the centerness.
     """
 
-    @configurable
+    gives_quality = True
+
     def __init__(self, *, topk: int = 9, anchor_scale: float = 8.0):
         """
         Args:
             topk: candidates per level.
             anchor_scale: side of the square anchor at each location, in strides.
         """
-        if topk < 1:
-            raise ValueError(f"MATCHER.TOPK {topk} is too small; take 1 or more")
-        if anchor_scale <= 0:
-            raise ValueError(
-                f"MATCHER.ANCHOR_SCALE {anchor_scale} is no size; take more than 0 strides"
-            )
+        check_argument("topk", topk, whole("[1, inf)"))
+        check_argument("anchor_scale", anchor_scale, numbers("(0, inf)"))
         self.topk = topk
         self.anchor_scale = anchor_scale
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {"topk": cfg.TOPK, "anchor_scale": cfg.ANCHOR_SCALE}
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor

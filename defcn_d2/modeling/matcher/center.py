@@ -1,12 +1,16 @@
 """Hand-made one-to-one assignment by distance from the centre (arXiv 2012.03544, table 2)."""
 
-from detectron2.config import CfgNode, configurable
+from collections.abc import Iterator, Sequence
+
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
+from ...config.rules import check_argument
 from ...structures import Assignment, Predictions, Priors
 from . import functional as F
 from .costs import nearness, smallness
 from .registry import MATCHER_REGISTRY
+from .size_ranges import SIZE_RANGES, size_range_problems, size_ranges_rule
 
 
 @MATCHER_REGISTRY.register()
@@ -16,17 +20,19 @@ class Center:
     A location that several want goes to the smallest of them; the others stay unmatched.
     """
 
-    @configurable
-    def __init__(self, *, size_ranges: list[tuple[float, float]]):
+    priors = "points"
+
+    def __init__(self, *, size_ranges: Sequence[Sequence[float]] = SIZE_RANGES):
         """
         Args:
             size_ranges: see ``functional.inside_size_range``.
         """
+        check_argument("size_ranges", size_ranges, size_ranges_rule)
         self.size_ranges = size_ranges
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {"size_ranges": cfg.SIZE_RANGES}
+    def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
+        return size_range_problems(cfg, f"{key}.{cls.__name__}")
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor

@@ -1,67 +1,58 @@
 """Scores and costs of pairs of ground truth and location, the terms that matchers add up.
 
-They are (M, R), without an (M, R, K) tensor, or (P,), of the pairs that are allowed. What is made
-of a prediction that is NaN or infinite is not finite itself, and loses to all that is.
+Each is written once, for the pairs that it is asked for: ``Pairs``, a list of P over a batch, or
+``AllPairs``, (M, R) of one image. There is never an (M, R, K) tensor. A prediction that is NaN or
+infinite gives a value that is not finite itself, and loses to all that are.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from ...structures import Predictions, Priors
-from ..box_ops import box_area, iou, pairwise_iou
+from ...config.components import own_node
+from ...config.rules import value_of
+from ...structures import Predictions, Priors, fuse_logits
+from ..box_ops import box_area, iou
 from ..loss.functional import focal_negative, focal_positive
-from .pairs import Pairs
+from .pairs import AllPairs, Pairs
 
 
-def class_probability(predictions: Predictions, gt_classes: Tensor, fused: bool) -> Tensor:
-    """Predicted score of each ground truth's class.
+def class_probability(
+    predictions: Predictions, pairs: Pairs | AllPairs, fused: bool = True
+) -> Tensor:
+    """Predicted score of each pair's class.
 
     Args:
-        predictions: of one image.
-        gt_classes: (M,) int64.
+        predictions: of what the pairs are of, a batch or an image.
         fused: multiply by the probability of the quality branch, where there is one.
 
     Returns:
-        (M, R) float32 in [0, 1].
+        (P,) or (M, R) float32 in [0, 1].
     """
-    probability = _nan_for_infinity(predictions.cls_logits[:, gt_classes]).sigmoid_()
+    probability = _nan_for_infinity(pairs.of_classes(predictions.cls_logits)).sigmoid_()
     if fused and predictions.quality_logits is not None:
-        probability *= _nan_for_infinity(predictions.quality_logits).sigmoid_()[:, None]
-    return probability.t()
+        quality = pairs.of_locations(predictions.quality_logits)
+        probability *= _nan_for_infinity(quality).sigmoid_()
+    return probability
 
 
 def prediction_quality(
-    predictions: Predictions, gt_boxes: Tensor, gt_classes: Tensor, alpha: float, fused: bool
+    predictions: Predictions, pairs: Pairs | AllPairs, alpha: float, fused: bool = True
 ) -> Tensor:
     """POTO's quality p^(1 - a) * iou^a of each pair (arXiv 2012.03544, eq. 3).
 
     Args:
-        predictions: of one image.
-        gt_boxes: (M, 4) xyxy.
-        gt_classes: (M,) int64.
+        predictions, fused: as of ``class_probability``.
         alpha: weight a of the IoU, in [0, 1].
-        fused: as in ``class_probability``.
 
     Returns:
-        (M, R) float32 in [0, 1].
+        (P,) or (M, R) float32 in [0, 1].
     """
-    probability = class_probability(predictions, gt_classes, fused)
-    overlap = pairwise_iou(gt_boxes, _nan_for_infinity(predictions.boxes))
-    return probability.pow_(1 - alpha) * overlap.pow_(alpha)
-
-
-def pair_quality(predictions: Predictions, pairs: Pairs, alpha: float) -> Tensor:
-    """``prediction_quality``, fused, of the pairs alone: (P,) float32 in [0, 1].
-
-    Args:
-        predictions: of all images.
-    """
-    where = (pairs.images, pairs.locations)
-    logits = predictions.cls_logits[where + (pairs.gt_classes,)]
-    probability = _nan_for_infinity(logits).sigmoid_()
-    if predictions.quality_logits is not None:
-        probability *= _nan_for_infinity(predictions.quality_logits[where]).sigmoid_()
-    overlap = iou(pairs.gt_boxes, _nan_for_infinity(predictions.boxes[where]))
+    probability = class_probability(predictions, pairs, fused)
+    overlap = pairs.overlap(iou, _nan_for_infinity(predictions.boxes))
     return probability.pow_(1 - alpha) * overlap.pow_(alpha)
 
 
@@ -84,38 +75,43 @@ def smallness(priors: Priors, gt_boxes: Tensor) -> Tensor:
     return -box_area(gt_boxes)[:, None].expand(-1, len(priors))
 
 
-def focal_cost(predictions: Predictions, gt_classes: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss over all classes of every location, were it to learn each ground truth's class.
+def focal_cost(
+    predictions: Predictions, pairs: Pairs | AllPairs, alpha: float, gamma: float
+) -> Tensor:
+    """Focal loss over all classes of each pair's location, were it to learn the pair's class.
 
     Args:
-        predictions: of one image; the quality branch is folded in, where there is one.
-        gt_classes: (M,) int64.
+        predictions: as of ``class_probability``; the quality branch is folded in.
         alpha, gamma: of the focal loss (arXiv 1708.02002, eq. 5).
 
     Returns:
-        (M, R) float32, non-negative.
+        (P,) or (M, R) float32, non-negative.
     """
-    logits = _fused(predictions)
-    background = focal_negative(logits, alpha, gamma)
-    foreground = focal_positive(logits, alpha, gamma)
+    background = pairs.map_locations(
+        lambda some: focal_negative(_fused(some), alpha, gamma).sum(dim=-1), predictions
+    )
+    own = _nan_for_infinity(pairs.of_classes(predictions.cls_logits))
+    if predictions.quality_logits is not None:
+        quality = _nan_for_infinity(pairs.of_locations(predictions.quality_logits))
+        own = fuse_logits(own, quality)
     # The one-hot target differs from background in a single class.
-    return (background.sum(dim=1, keepdim=True) + (foreground - background)[:, gt_classes]).t()
+    return background + (focal_positive(own, alpha, gamma) - focal_negative(own, alpha, gamma))
 
 
-def pair_focal_cost(predictions: Predictions, pairs: Pairs, alpha: float, gamma: float) -> Tensor:
-    """``focal_cost`` of the pairs alone: (P,) float32, non-negative.
+def focal_problems(cfg: CfgNode, key: str, name: str) -> Iterator[str]:
+    """Sentences for the factors of a matcher's focal cost that are not those of the class loss.
 
     Args:
-        predictions: of all images.
+        key: of the matcher's node; ``name``: of the matcher, with FOCAL_ALPHA and FOCAL_GAMMA.
     """
-    index: tuple[Tensor, ...] = (pairs.images, pairs.locations)
-    if len(pairs.images) < predictions.boxes.shape[:2].numel():
-        predictions = predictions[index]
-        index = (torch.arange(len(pairs.images), device=pairs.images.device),)
-    logits = _fused(predictions)
-    background = focal_negative(logits, alpha, gamma).sum(dim=-1)[index]
-    own = logits[index + (pairs.gt_classes,)]
-    return background + (focal_positive(own, alpha, gamma) - focal_negative(own, alpha, gamma))
+    loss = cfg.MODEL.DEFCN.LOSS
+    for factor in ("ALPHA", "GAMMA"):
+        here, there = value_of(cfg, f"{key}.{name}")[f"FOCAL_{factor}"], own_node(loss).get(factor)
+        if there is not None and here != there:
+            yield (
+                f"{key}.{name}.FOCAL_{factor} is {here}, but {name} matches by the loss itself, "
+                f"whose MODEL.DEFCN.LOSS.{loss.NAME}.{factor} is {there}; give both the same value"
+            )
 
 
 def focal_difference_cost(probability: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -151,10 +147,10 @@ def l1_cost(gt_boxes: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Ten
 def _fused(predictions: Predictions) -> Tensor:
     """``predictions.fused()``, NaN where one of the two logits is infinite."""
     quality = predictions.quality_logits
-    return Predictions(
-        _nan_for_infinity(predictions.cls_logits),
-        predictions.boxes,
-        None if quality is None else _nan_for_infinity(quality),
+    return replace(
+        predictions,
+        cls_logits=_nan_for_infinity(predictions.cls_logits),
+        quality_logits=None if quality is None else _nan_for_infinity(quality),
     ).fused()
 
 

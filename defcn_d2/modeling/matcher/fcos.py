@@ -1,12 +1,16 @@
 """The one-to-many assignment of FCOS (arXiv 1904.01355v5, section 3.2)."""
 
-from detectron2.config import CfgNode, configurable
+from collections.abc import Iterator, Sequence
+
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
+from ...config.rules import check_argument, numbers
 from ...structures import Assignment, Predictions, Priors
 from . import functional as F
 from .costs import smallness
 from .registry import MATCHER_REGISTRY
+from .size_ranges import SIZE_RANGES, size_range_problems, size_ranges_rule
 
 
 @MATCHER_REGISTRY.register()
@@ -16,21 +20,25 @@ class FCOS:
     A location that several want goes to the smallest of them. The quality is the centerness.
     """
 
-    @configurable
-    def __init__(self, *, size_ranges: list[tuple[float, float]], radius: float = 1.5):
+    priors = "points"
+    gives_quality = True
+
+    def __init__(
+        self, *, size_ranges: Sequence[Sequence[float]] = SIZE_RANGES, radius: float = 1.5
+    ):
         """
         Args:
             size_ranges: see ``functional.inside_size_range``.
             radius: half the side of the central region in strides; 0: the whole box.
         """
-        if radius < 0:
-            raise ValueError(f"MATCHER.RADIUS {radius} is negative; take 0 or more strides")
+        check_argument("size_ranges", size_ranges, size_ranges_rule)
+        check_argument("radius", radius, numbers("[0, inf)"))
         self.size_ranges = size_ranges
         self.radius = radius
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {"size_ranges": cfg.SIZE_RANGES, "radius": cfg.RADIUS}
+    def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
+        return size_range_problems(cfg, f"{key}.{cls.__name__}")
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor

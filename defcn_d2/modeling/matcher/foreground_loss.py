@@ -1,15 +1,18 @@
 """One-to-one assignment by the training loss itself (arXiv 2012.03544, table 2)."""
 
-from detectron2.config import CfgNode, configurable
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ...config.rules import check_argument, numbers
 from ...structures import Assignment, Predictions, Priors
-from ..box_ops import giou, pairwise_giou
+from ..box_ops import giou
 from . import functional as F
-from .costs import focal_cost, pair_focal_cost
+from .costs import focal_cost, focal_problems
 from .many_pairs import scored_pairs
-from .pairs import Pairs, hungarian_pairs
+from .pairs import AllPairs, Pairs, hungarian_pairs
 from .registry import MATCHER_REGISTRY, BatchMatcher
 
 # Score of a pair that is not allowed, of the original release: one pair more is worth any cost.
@@ -24,7 +27,6 @@ class ForegroundLoss(BatchMatcher):
     locations in the central region of a box are allowed; as many ground truths as possible get one.
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -42,8 +44,10 @@ class ForegroundLoss(BatchMatcher):
             keep_unreachable: a ground truth whose region holds no location takes an arbitrary
                 other one, as in the original release; by default it stays unmatched.
         """
-        if radius < 0:
-            raise ValueError(f"MATCHER.RADIUS {radius} is negative; take 0 or more strides")
+        check_argument("radius", radius, numbers("[0, inf)"))
+        check_argument("giou_weight", giou_weight, numbers("[0, inf)"))
+        check_argument("focal_alpha", focal_alpha, numbers("[0, 1]"))
+        check_argument("focal_gamma", focal_gamma, numbers("[0, inf)"))
         self.radius = radius
         self.giou_weight = giou_weight
         self.focal_alpha = focal_alpha
@@ -51,14 +55,8 @@ class ForegroundLoss(BatchMatcher):
         self.keep_unreachable = keep_unreachable
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {
-            "radius": cfg.RADIUS,
-            "giou_weight": cfg.COST_GIOU,
-            "focal_alpha": cfg.FOCAL_ALPHA,
-            "focal_gamma": cfg.FOCAL_GAMMA,
-            "keep_unreachable": cfg.KEEP_UNREACHABLE,
-        }
+    def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
+        return focal_problems(cfg, key, cls.__name__)
 
     def match_batch(
         self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
@@ -67,27 +65,15 @@ class ForegroundLoss(BatchMatcher):
             return [
                 self._match_dense(priors, predictions[i], gt) for i, gt in enumerate(gt_instances)
             ]
-        pairs, score = scored_pairs(
-            priors,
-            gt_instances,
-            self.radius,
-            lambda pairs: -self._pair_cost(predictions, pairs),
-            lambda image, gt: -self._cost(predictions[image], gt),
-        )
+        pairs, score = scored_pairs(priors, predictions, gt_instances, self.radius, self._score)
         return hungarian_pairs(pairs, score, NOT_ALLOWED)
 
-    def _pair_cost(self, predictions: Predictions, pairs: Pairs) -> Tensor:
-        """(P,) of all images."""
-        boxes = predictions.boxes[pairs.images, pairs.locations].float()
-        cost = pair_focal_cost(predictions, pairs, self.focal_alpha, self.focal_gamma)
-        return cost + self.giou_weight * (1 - giou(pairs.gt_boxes, boxes))
-
-    def _cost(self, predictions: Predictions, gt: Instances) -> Tensor:
-        """(M, R) of one image."""
-        cost = focal_cost(predictions, gt.gt_classes, self.focal_alpha, self.focal_gamma)
-        overlap = pairwise_giou(gt.gt_boxes.tensor, predictions.boxes.float())
-        return cost + self.giou_weight * (1 - overlap)
+    def _score(self, predictions: Predictions, pairs: Pairs | AllPairs) -> Tensor:
+        """Minus the cost of each pair."""
+        cost = focal_cost(predictions, pairs, self.focal_alpha, self.focal_gamma)
+        return -(cost + self.giou_weight * (1 - pairs.overlap(giou, predictions.boxes.float())))
 
     def _match_dense(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         allowed = F.inside_center(priors, gt.gt_boxes.tensor, self.radius)
-        return Assignment(F.hungarian_dense(-self._cost(predictions, gt), allowed, NOT_ALLOWED))
+        score = self._score(predictions, AllPairs.of(gt))
+        return Assignment(F.hungarian_dense(score, allowed, NOT_ALLOWED))

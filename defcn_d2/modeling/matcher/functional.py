@@ -4,6 +4,8 @@ Every matcher is (score, mask, resolve) over pairs of M ground truths and R prio
 masks and the two ways to resolve. All are pure functions without gradient.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -70,7 +72,7 @@ def center_region(gt_boxes: Tensor, level_strides: Tensor, radius: float) -> tup
 
 
 def inside_size_range(
-    priors: Priors, gt_boxes: Tensor, size_ranges: list[tuple[float, float]]
+    priors: Priors, gt_boxes: Tensor, size_ranges: Sequence[Sequence[float]]
 ) -> Tensor:
     """Pairs whose longest distance from location to side, max(l, t, r, b), suits the level.
 

@@ -1,25 +1,28 @@
 """Pairs with their scores; where boxes hold too many locations to list them, those that matter."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ...structures import Priors
+from ...structures import Predictions, Priors
 from .functional import inside_center
-from .pairs import Pairs, TooManyPairs, center_pairs
+from .pairs import AllPairs, Pairs, TooManyPairs, center_pairs
 
+#: Predictions of a batch with ``Pairs``, or of an image with ``AllPairs``, to their scores.
+Score = Callable[[Predictions, Any], Tensor]
 # Scores of so many pairs are made at a time.
 CHUNK = 2**24
 
 
 def scored_pairs(
     priors: Priors,
+    predictions: Predictions,
     gt_instances: list[Instances],
     radius: float,
-    score_pairs: Callable[[Pairs], Tensor],
-    score_all: Callable[[int, Instances], Tensor],
+    score: Score,
 ) -> tuple[Pairs, Tensor]:
     """The pairs of ``center_pairs``, and their scores.
 
@@ -28,23 +31,22 @@ def scored_pairs(
     one of those is left. ``hungarian_pairs`` and ``argmax_pairs`` find the same optimum in them.
 
     Args:
+        predictions: of the batch.
         gt_instances, radius: as of ``center_pairs``.
-        score_pairs: the (P,) scores of pairs.
-        score_all: the same as a matrix (m, R), for the index of an image and m of its ground
-            truths.
     """
     try:
         pairs = center_pairs(priors, gt_instances, radius)
     except TooManyPairs:
-        return best_pairs(priors, gt_instances, radius, score_all)
-    return pairs, score_pairs(pairs)
+        return best_pairs(priors, predictions, gt_instances, radius, score)
+    return pairs, score(predictions, pairs)
 
 
 def best_pairs(
     priors: Priors,
+    predictions: Predictions,
     gt_instances: list[Instances],
     radius: float,
-    score_all: Callable[[int, Instances], Tensor],
+    score: Score,
 ) -> tuple[Pairs, Tensor]:
     """Of each ground truth the M allowed pairs of the highest finite scores, as ``scored_pairs``.
 
@@ -56,16 +58,16 @@ def best_pairs(
     for image, gt in enumerate(gt_instances):
         for start in range(0, len(gt), rows):
             some = gt[start : start + rows]
-            score = score_all(image, some)
-            allowed = inside_center(priors, some.gt_boxes.tensor, radius) & score.isfinite()
-            score = score.masked_fill(~allowed, -torch.inf)
-            best = score.topk(min(len(gt), len(priors)), dim=1).indices.sort(dim=1).values
-            score = score.gather(1, best)
-            some_idxs, columns = (score > -torch.inf).nonzero(as_tuple=True)
+            values = score(predictions[image], AllPairs.of(some))  # (m, R)
+            allowed = inside_center(priors, some.gt_boxes.tensor, radius) & values.isfinite()
+            values = values.masked_fill(~allowed, -torch.inf)
+            best = values.topk(min(len(gt), len(priors)), dim=1).indices.sort(dim=1).values
+            values = values.gather(1, best)
+            some_idxs, columns = (values > -torch.inf).nonzero(as_tuple=True)
             gt_idxs.append(some_idxs + first + start)
             images.append(torch.full_like(some_idxs, image))
             locations.append(best[some_idxs, columns])
-            scores.append(score[some_idxs, columns])
+            scores.append(values[some_idxs, columns])
         first += len(gt)
     of_batch = torch.cat(gt_idxs)
     pairs = Pairs(

@@ -1,12 +1,17 @@
 """Minimum-cost assignment, OneNet (arXiv 2012.05780, section 3.2)."""
 
-from detectron2.config import CfgNode, configurable
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
+from ...config.components import own_node
+from ...config.rules import check_argument, numbers
 from ...structures import Assignment, Predictions, Priors
 from ..box_ops import pairwise_giou
 from . import functional as F
-from .costs import class_probability, focal_difference_cost, l1_cost
+from .costs import class_probability, focal_difference_cost, focal_problems, l1_cost
+from .pairs import AllPairs
 from .registry import MATCHER_REGISTRY
 
 
@@ -18,7 +23,6 @@ class OneNet:
     goes to the one of lower cost; the others stay unmatched.
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -33,6 +37,14 @@ class OneNet:
             cls_weight, l1_weight, giou_weight: factors in the cost.
             focal_alpha, focal_gamma: of the class cost.
         """
+        for name, factor in (
+            ("cls_weight", cls_weight),
+            ("l1_weight", l1_weight),
+            ("giou_weight", giou_weight),
+        ):
+            check_argument(name, factor, numbers("[0, inf)"))
+        check_argument("focal_alpha", focal_alpha, numbers("[0, 1]"))
+        check_argument("focal_gamma", focal_gamma, numbers("[0, inf)"))
         self.cls_weight = cls_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
@@ -40,18 +52,19 @@ class OneNet:
         self.focal_gamma = focal_gamma
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {
-            "cls_weight": cfg.COST_CLS,
-            "l1_weight": cfg.COST_L1,
-            "giou_weight": cfg.COST_GIOU,
-            "focal_alpha": cfg.FOCAL_ALPHA,
-            "focal_gamma": cfg.FOCAL_GAMMA,
-        }
+    def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
+        yield from focal_problems(cfg, key, cls.__name__)
+        normalizer = own_node(cfg.MODEL.DEFCN.CRITERION).get("NORMALIZER", "gts")
+        if normalizer != "gts":
+            yield (
+                f"MODEL.DEFCN.CRITERION.{cfg.MODEL.DEFCN.CRITERION.NAME}.NORMALIZER is "
+                f"{normalizer!r}, but {cls.__name__} divides its losses by the number of ground "
+                "truths; set it to 'gts'"
+            )
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes, boxes = gt.gt_boxes.tensor, predictions.boxes.float()
-        probability = class_probability(predictions, gt.gt_classes, fused=True)
+        probability = class_probability(predictions, AllPairs.of(gt))
         cost = (
             self.cls_weight * focal_difference_cost(probability, self.focal_alpha, self.focal_gamma)
             + self.l1_weight * l1_cost(gt_boxes, boxes, gt.image_size)

@@ -5,6 +5,7 @@ of locations, scored, and resolved for all images at once: the dense (M, R) matr
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ...structures import BACKGROUND, Assignment, Priors
+from ...structures import BACKGROUND, Assignment, Predictions, Priors
+from ..box_ops import pairwise
 from .functional import center_region, inside_center
 from .solvers import solve
 
@@ -46,6 +48,57 @@ class Pairs:
     gt_classes: Tensor
     num_gts: list[int]
     num_locations: int
+
+    def of_locations(self, values: Tensor) -> Tensor:
+        """(N, R, ...) values of locations to (P, ...)."""
+        return values[self.images, self.locations]
+
+    def of_classes(self, values: Tensor) -> Tensor:
+        """(N, R, K) values of classes to those of each pair's own class, (P,)."""
+        return values[self.images, self.locations, self.gt_classes]
+
+    def map_locations(
+        self, function: Callable[[Predictions], Tensor], predictions: Predictions
+    ) -> Tensor:
+        """(P,) of ``function`` of the predictions (..., R) there, at the fewer of both."""
+        where = (self.images, self.locations)
+        if len(self.images) < predictions.boxes.shape[:2].numel():
+            return function(predictions[where])
+        return function(predictions)[where]
+
+    def overlap(self, function: Callable[[Tensor, Tensor], Tensor], boxes: Tensor) -> Tensor:
+        """(P,) of ``function``, such as ``iou``, between ground truths and (N, R, 4) boxes."""
+        return function(self.gt_boxes, self.of_locations(boxes))
+
+
+@dataclass(frozen=True)
+class AllPairs:
+    """All pairs of the M ground truths and R locations of one image.
+
+    The methods are those of ``Pairs``, of an image's values: (R, ...) to what broadcasts to
+    (M, R, ...).
+    """
+
+    gt_boxes: Tensor
+    gt_classes: Tensor
+
+    @classmethod
+    def of(cls, gt: Instances) -> "AllPairs":
+        return cls(gt.gt_boxes.tensor, gt.gt_classes)
+
+    def of_locations(self, values: Tensor) -> Tensor:
+        return values[None]
+
+    def of_classes(self, values: Tensor) -> Tensor:
+        return values[:, self.gt_classes].t()
+
+    def map_locations(
+        self, function: Callable[[Predictions], Tensor], predictions: Predictions
+    ) -> Tensor:
+        return function(predictions)[None]
+
+    def overlap(self, function: Callable[[Tensor, Tensor], Tensor], boxes: Tensor) -> Tensor:
+        return pairwise(function, self.gt_boxes, boxes)
 
 
 def center_pairs(priors: Priors, gt_instances: list[Instances], radius: float) -> Pairs:

@@ -1,32 +1,47 @@
 """The registry of matchers and their calling contract."""
 
-import difflib
-from typing import Protocol
+from typing import Any, Protocol
 
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
-from detectron2.utils.registry import Registry
 
+from ...config.components import ComponentRegistry
 from ...structures import Assignment, Predictions, Priors
 
-MATCHER_REGISTRY = Registry("MATCHER")
+MATCHER_REGISTRY = ComponentRegistry("MATCHER")
 MATCHER_REGISTRY.__doc__ = """
 Matchers: which ground truth each prior of an image learns.
 
-A registered class is built by ``from_config(cfg)`` from its own config node (the keys of
-``MODEL.DEFCN.MATCHER``) and is then called once an image, without gradient:
+A registered class is made from the keys of its own config node, ``MODEL.DEFCN.MATCHER.<Name>``,
+which are its keyword arguments, and is then called once an image, without gradient:
 
     matcher(priors: Priors, predictions: Predictions, gt: Instances) -> Assignment
 
-with the predictions of that image and M >= 1 ground truths (``gt_boxes``, ``gt_classes``).
+with the predictions of that image and M >= 1 ground truths (``gt_boxes``, ``gt_classes``). A
+matcher that gains by seeing all images of a batch at once derives from ``BatchMatcher``, whose
+``match_batch`` is called instead. A matcher with an attribute ``progress`` has it set to the share
+of the training done before each step.
 
-A matcher that gains by seeing all images of a batch at once derives from ``BatchMatcher``, whose
-``match_batch`` is called in its place.
+Class attributes, all optional: ``priors`` ("points" or "anchors", where it works on one kind
+alone), ``gives_quality`` and ``gives_weights`` (whether assignments have those).
+
+    >>> from defcn_d2.modeling.matcher import MATCHER_REGISTRY, functional as F
+    >>> from defcn_d2.modeling.matcher.costs import nearness
+    >>> from defcn_d2.structures import Assignment
+    >>> @MATCHER_REGISTRY.register()
+    ... class NearestLocations:
+    ...     def __init__(self, *, few: int = 3):
+    ...         self.few = few
+    ...     def __call__(self, priors, predictions, gt):
+    ...         near = nearness(priors, gt.gt_boxes.tensor)
+    ...         return Assignment(F.best_gt(near, F.topk(near, self.few)))
+    >>> MATCHER_REGISTRY.keys_of("NearestLocations")
+    {'few': 3}
 """
 
 
 class Matcher(Protocol):
-    """What a criterion expects of a matcher; see ``MATCHER_REGISTRY``."""
+    """A matcher as criteria call it; see ``MATCHER_REGISTRY``."""
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment: ...
 
@@ -51,21 +66,6 @@ class BatchMatcher:
         return self.match_batch(priors, predictions[None], [gt])[0]
 
 
-def build_matcher(cfg: CfgNode, key: str = "MODEL.DEFCN.MATCHER") -> Matcher:
-    """Build the matcher that ``cfg.NAME`` names.
-
-    Args:
-        cfg: the config node of the matcher.
-        key: where the node stands, for error messages.
-
-    Raises:
-        ValueError: the name is not registered.
-    """
-    names = sorted(name for name, _ in MATCHER_REGISTRY)
-    if cfg.NAME not in names:
-        hint = difflib.get_close_matches(cfg.NAME, names, n=1)
-        raise ValueError(
-            f"{key}.NAME {cfg.NAME!r} is unknown; one of: {', '.join(names)}"
-            + (f" (did you mean {hint[0]!r}?)" if hint else "")
-        )
-    return MATCHER_REGISTRY.get(cfg.NAME)(cfg)
+def build_matcher(node: CfgNode, key: str = "MODEL.DEFCN.MATCHER", **given: Any) -> Matcher:
+    """The matcher that ``node.NAME`` names; see ``ComponentRegistry.build``."""
+    return MATCHER_REGISTRY.build(node, key, **given)

@@ -18,7 +18,8 @@ from tiny_data import CONFIG, TINY_MODEL, tiny_sets
 from defcn_d2.engine.cluster import distributed
 from defcn_d2.engine.cluster.distributed import Torchrun
 from defcn_d2.engine.preflight import _check_torchrun
-from defcn_d2.utils.errors import UserError, reported
+from defcn_d2.engine.reporting import reported
+from defcn_d2.utils.errors import UserError
 
 ENVIRONMENT = {
     "RANK": "3",

@@ -28,7 +28,7 @@ from defcn_d2.engine.cluster.preemption import (
     forwarding,
     outlive_signals,
 )
-from defcn_d2.utils.errors import reported
+from defcn_d2.engine.reporting import reported
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -9,7 +9,7 @@ import mutate
 import pytest
 from helpers import ROOT
 
-MATCHERS = sorted((ROOT / "defcn_d2" / "matchers").glob("*.py"))
+MATCHERS = sorted((ROOT / "defcn_d2" / "modeling" / "matcher").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", MATCHERS, ids=lambda path: path.stem)

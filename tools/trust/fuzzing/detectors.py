@@ -24,7 +24,7 @@ from fuzzing.batches import Recipe, is_refused, make_inputs, make_predictions, m
 from fuzzing.faults import IMAGE_FAULTS
 from fuzzing.values import NOT_FINITE
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 ONE_TO_ONE = (POTO, ForegroundLoss, Anchor, OneNet)
 # A narrow network without batch norm, which a single image of one cell would stop.
 SMALL = [

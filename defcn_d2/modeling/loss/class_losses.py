@@ -1,0 +1,161 @@
+"""Losses of class logits that a criterion takes by name."""
+
+from typing import Any, Protocol
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...config.components import ComponentRegistry
+from ...config.rules import check_argument, numbers
+from ...structures import LossSum
+from .functional import focal_negative, focal_positive
+
+CLASS_LOSS_REGISTRY = ComponentRegistry("CLASS_LOSS")
+CLASS_LOSS_REGISTRY.__doc__ = """
+Class losses: logits of all locations and the foreground among them to a sum.
+
+A registered class is made from its keys, ``MODEL.DEFCN.LOSS.<Name>``, and is called as
+``ClassLoss.__call__`` below. ``takes_targets``, a class attribute, says whether it can do with soft
+labels (``SOFT_LABELS`` of the criterion). It may be an ``nn.Module``.
+
+    >>> import torch
+    >>> from defcn_d2.modeling.loss.class_losses import CLASS_LOSS_REGISTRY
+    >>> from torch.nn import functional as F
+    >>> @CLASS_LOSS_REGISTRY.register()
+    ... class CrossEntropy:
+    ...     def __init__(self, *, scale: float = 1.0):
+    ...         self.scale = scale
+    ...     def __call__(self, logits, foreground, targets=None, weights=None, valid=None):
+    ...         labels = torch.zeros_like(logits)
+    ...         labels[tuple(foreground)] = 1
+    ...         loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    ...         return self.scale * loss
+    >>> CLASS_LOSS_REGISTRY.keys_of("CrossEntropy")
+    {'scale': 1.0}
+"""
+
+
+class ClassLoss(Protocol):
+    """A class loss as criteria call it; see ``CLASS_LOSS_REGISTRY``."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        foreground: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor | LossSum:
+        """
+        Args:
+            logits: (N, R, K) float32.
+            foreground: (3, P) int64, image, location and class of each foreground entry.
+            targets: (P,) float in [0, 1], soft labels of those entries; None: 1.
+            weights: (P,) float, factors of those entries; None: 1.
+            valid: (N, R), factors of whole locations: bool, False where one counts for nothing,
+                or float; None: all count.
+
+        Returns:
+            the scalar sum, which the criterion divides by its own count; or a ``LossSum`` with
+            the count of its own.
+        """
+        ...
+
+
+def build_class_loss(node: CfgNode, key: str = "MODEL.DEFCN.LOSS", **given: Any) -> ClassLoss:
+    """The class loss that ``node.NAME`` names; see ``ComponentRegistry.build``."""
+    return CLASS_LOSS_REGISTRY.build(node, key, **given)
+
+
+@CLASS_LOSS_REGISTRY.register(default=["LOSS", "AUX.LOSS"])
+class FocalLoss:
+    """The focal loss of every (location, class) entry (arXiv 1708.02002, eq. 5).
+
+    The few foreground entries are indices instead of a one-hot target of the logits' size.
+    """
+
+    takes_targets = False
+
+    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0):
+        """
+        Args:
+            alpha: factor of foreground; that of background is 1 - alpha.
+            gamma: exponent by which what is right already counts less.
+        """
+        check_argument("alpha", alpha, numbers("[0, 1]"))
+        check_argument("gamma", gamma, numbers("[0, inf)"))
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def __call__(
+        self,
+        logits: Tensor,
+        foreground: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        own = logits[tuple(foreground)]  # (P,)
+        positive = focal_positive(own, self.alpha, self.gamma)
+        background = focal_negative(logits, self.alpha, self.gamma)  # (N, R, K)
+        replaced = focal_negative(own, self.alpha, self.gamma)
+        return _total(background, positive, replaced, foreground, weights, valid)
+
+
+@CLASS_LOSS_REGISTRY.register()
+class QualityFocalLoss:
+    """The focal loss for soft labels, |y - p|^beta BCE(p, y) (arXiv 2006.04388, eq. 3)."""
+
+    takes_targets = True
+
+    def __init__(self, *, beta: float = 2.0):
+        """
+        Args:
+            beta: exponent by which what is right already counts less.
+        """
+        check_argument("beta", beta, numbers("[0, inf)"))
+        self.beta = beta
+
+    def __call__(
+        self,
+        logits: Tensor,
+        foreground: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        own = logits[tuple(foreground)]  # (P,)
+        targets = torch.ones_like(own) if targets is None else targets.to(own.dtype)
+        entropy = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
+        positive = (targets - own.sigmoid()).abs() ** self.beta * entropy
+        background = self._background(logits)  # (N, R, K)
+        return _total(background, positive, self._background(own), foreground, weights, valid)
+
+    def _background(self, logits: Tensor) -> Tensor:
+        """The loss of the label 0, p^beta (-log(1 - p))."""
+        return logits.sigmoid() ** self.beta * F.softplus(logits)
+
+
+def _total(
+    background: Tensor,
+    positive: Tensor,
+    replaced: Tensor,
+    foreground: Tensor,
+    weights: Tensor | None,
+    valid: Tensor | None,
+) -> Tensor:
+    """Sum of the background loss (N, R, K), with the foreground entries (P,) put right.
+
+    Args:
+        positive, replaced: (P,) losses of the foreground entries, and what they are in the sum.
+    """
+    if weights is not None:
+        positive = positive * weights
+    correction = positive - replaced
+    if valid is not None:
+        background = background * valid[..., None]
+        if valid.is_floating_point():  # foreground has no False
+            correction = correction * valid[foreground[0], foreground[1]]
+    return background.sum() + correction.sum()

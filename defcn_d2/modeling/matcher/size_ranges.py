@@ -1,0 +1,39 @@
+"""The distances that each level regresses (arXiv 1904.01355, section 3.2), as keys of matchers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ...config.rules import each, value_of
+
+#: Of the levels P3 to P7: smallest and largest distance in pixels, both included.
+SIZE_RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, float("inf")))
+
+
+def _range(key: str, value: Any) -> str | None:
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(isinstance(x, (int, float)) for x in value)
+        and value[0] < value[1]
+    ):
+        return None
+    return f"{key} is {value!r}, but must be [smallest, largest] in pixels"
+
+
+size_ranges_rule = each(_range)
+
+
+def size_range_problems(cfg: CfgNode, key: str) -> Iterator[str]:
+    """The sentence for a number of ranges that is not that of the levels.
+
+    Args:
+        key: of the matcher's node.
+    """
+    ranges, levels = value_of(cfg, key).SIZE_RANGES, cfg.MODEL.DEFCN.IN_FEATURES
+    if len(ranges) != len(levels):
+        yield (
+            f"{key}.SIZE_RANGES has {len(ranges)} ranges, but MODEL.DEFCN.IN_FEATURES "
+            f"{len(levels)} levels; give one range a level"
+        )
