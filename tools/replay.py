@@ -29,7 +29,7 @@ from defcn_d2.engine.reporting import reported
 from defcn_d2.engine.seeds import seed_generators
 from defcn_d2.utils.box_fields import box_fields, is_box_field
 from defcn_d2.utils.errors import UserError
-from defcn_d2.weights.checkpointer import read_checkpoint
+from defcn_d2.weights.reader import read_checkpoint
 
 Batch = list[dict[str, Any]]
 _SHOWN = 5  # of the tensors that are not finite

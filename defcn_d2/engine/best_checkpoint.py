@@ -10,8 +10,8 @@ from typing import Any
 from detectron2.evaluation.testing import flatten_results_dict
 
 from ..utils.errors import UserError, did_you_mean
-from ..weights.checkpointer import replacing
-from ..weights.run_checkpointer import Checkpointer
+from ..utils.files import replacing
+from ..weights.checkpointer import Checkpointer
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,6 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-#: The key of the averaged weights in checkpoints, beside the live ones under "model".
-EMA_KEY = "ema"
-
 
 class WeightsEMA:
     """The average e of the weights w over the steps of a training: e += (1 - d) (w - e).

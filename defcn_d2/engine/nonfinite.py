@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..utils.box_fields import box_fields
-from ..weights.checkpointer import replacing
+from ..utils.files import replacing
 
 #: Version of the content of a dump.
 FORMAT = 1

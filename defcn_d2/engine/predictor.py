@@ -20,7 +20,7 @@ from ..data import DatasetError, register_datasets
 from ..data.image_limit import ImageTooLarge, check_pixels
 from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, first_line
-from ..weights.run_checkpointer import load_weights
+from ..weights.checkpointer import load_weights
 from .cpu import use_cpu
 from .trainer import Trainer
 

@@ -18,7 +18,7 @@ from torch.multiprocessing import ProcessExitedException
 from ..config.load import find_config_file, load_config
 from ..utils.command_line import add_weights, overrides
 from ..utils.errors import as_user_error
-from ..weights.run_checkpointer import Checkpointer
+from ..weights.checkpointer import Checkpointer
 from .cluster.distributed import Torchrun
 from .cluster.preemption import Preemption, forwarding
 from .cpu import use_cpu

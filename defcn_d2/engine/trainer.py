@@ -29,7 +29,7 @@ from ..config.load import value_errors_told
 from ..data.mapper import BlankWhereBroken, CheckedMapper
 from ..evaluation.nms_gap import WithAndWithoutNMS
 from ..utils.errors import UserError, as_user_error
-from ..weights.run_checkpointer import Checkpointer
+from ..weights.checkpointer import Checkpointer
 from .best_checkpoint import BestCheckpoint
 from .cluster.preemption import Preempted, Preemption, Stops
 from .cluster.scaling import scale_to_workers

@@ -1,15 +1,20 @@
-"""Files of weights: read without running code, checked against the model, written whole."""
+"""Checkpoints: read without running code, checked against the model, written whole."""
+
+from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from typing import IO, Any
+import re
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from fvcore.common.checkpoint import Checkpointer
+from detectron2.config import CfgNode
+from fvcore.common import checkpoint as fvcore_checkpoint
 from torch import nn
 
+from ..utils.files import replacing
+from .fit import check_fit
 from .reader import (
     CheckpointError,
     UnsafeCheckpointError,
@@ -18,68 +23,41 @@ from .reader import (
     read_pickle,
     read_pycls,
 )
-from .release import describe_weights, fitting_configs, is_derived, strip_prefix
+from .release import is_derived, is_of_detector, strip_prefix
 
-__all__ = ["CheckpointError", "DeFCNCheckpointer", "check_fit", "read_checkpoint", "replacing"]
+if TYPE_CHECKING:
+    from ..engine.ema import WeightsEMA
 
-# What loading the content of a file into other things than it is of can raise.
+# Errors that the content of a file raises in things that it is not of.
 _MISFIT = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Addresses of Detectron2's own model zoo.
 _CATALOG = ("detectron2://", "catalog://")
+# The averaged weights in checkpoints, beside the live ones under "model".
+_EMA_KEY = "ema"
+_NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
-@contextlib.contextmanager
-def replacing(path: str) -> Iterator[IO[bytes]]:
-    """A binary file to write, which takes the place of ``path`` when the block ends well.
-
-    What a killed process leaves, ``path``.part, the next one overwrites.
-    """
-    temporary = f"{path}.part"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(os.path.dirname(path))
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        # torch.save hides what went wrong, such as a full disk, behind an error of its own
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError):
-            cause.filename = path
-            raise cause from None
-        raise
+class Unreadable(CheckpointError):
+    """A damaged file."""
 
 
-def _flush_folder(folder: str) -> None:
-    """Let a new name in a folder outlast a power failure, where the file system can promise it."""
-    try:
-        descriptor = os.open(folder or ".", os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-
-
-class _SafeReader(Checkpointer):
+class _SafeReader(fvcore_checkpoint.Checkpointer):
     """Stands where ``DetectionCheckpointer`` asks its base class to read a file."""
 
     def _load_file(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)
 
 
-class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
-    """Detectron2's checkpointer with safe reading, exact fit and atomic writing.
+class Checkpointer(DetectionCheckpointer, _SafeReader):
+    """Detectron2's checkpointer with safe reading, exact fit, atomic writing and averaged weights.
 
     ``load`` takes checkpoints of this project and of the original release alike. Weights of a
     whole detector must fit the model, all of them; weights of a backbone, and files with
     ``{"partial": True}``, may leave a rest, which is logged.
+
+    A checkpoint of a run with ``MODEL.EMA.ENABLED`` holds the live weights under "model" and the
+    averaged ones under "ema". A run that is resumed takes both. Everything else (MODEL.WEIGHTS,
+    ``--eval-only``, demos) takes the averaged ones where ``averaged`` says so, else the live ones.
     """
 
     _path = ""  # of the file being loaded
@@ -90,6 +68,9 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
         save_dir: str = "",
         *,
         may_run_code: bool = False,
+        averaged: bool = False,
+        ema: WeightsEMA | None = None,
+        keep: int = 0,
         **checkpointables: Any,
     ):
         """
@@ -97,34 +78,72 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
             may_run_code: read ``.pkl`` files that hold more than arrays, tensors and plain
                 containers, which may run their authors' code; ``MODEL.WEIGHTS_MAY_RUN_CODE``.
                 Files of Detectron2's model zoo, by their addresses there, are always read.
+            averaged: use the averaged weights of files that have them; ``MODEL.EMA.ENABLED``.
+            ema: the average that a training goes on with.
+            keep: number of periodic checkpoints, 0: all; ``SOLVER.CHECKPOINT_KEEP``.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.may_run_code = may_run_code
+        self.averaged = averaged
+        self.ema = ema
+        self.keep = keep
+        #: Whether ``resume_or_load`` has found a checkpoint to go on from.
+        self.resumed = False
+        if ema is not None:
+            self.add_checkpointable(_EMA_KEY, ema)
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name``.pth to ``save_dir``, then let ``last_checkpoint`` name it."""
+    # Writing
+
+    def save(self, name: str, tag: bool = True, **kwargs: Any) -> None:
+        """Write ``name``.pth, make ``last_checkpoint`` name it, and remove older ones.
+
+        Args:
+            tag: False: ``last_checkpoint`` stays as it is, and so do all files.
+        """
         if not self.save_dir or not self.save_to_disk:
-            return
-        if "://" in self.save_dir:  # another file system: its handler knows how to write
-            super().save(name, **kwargs)
             return
         state = {"model": self.model.state_dict()}
         state.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with replacing(path) as file:
+        with self._writing(path) as file:
             torch.save({**state, **kwargs}, file)
-        self.tag_last_checkpoint(f"{name}.pth")
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
+            self._remove_older(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        if "://" in self.save_dir:
-            super().tag_last_checkpoint(last_filename_basename)
-            return
-        with replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
+        with self._writing(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
+    def export_averaged(self) -> None:
+        """Write the averaged weights alone to model_ema.pth, as "model" for any Detectron2 tool."""
+        if self.ema is None or not self.save_dir or not self.save_to_disk:
+            return
+        path = os.path.join(self.save_dir, "model_ema.pth")
+        with self._writing(path) as file:
+            torch.save({"model": self.ema.model_weights()}, file)
+        self.logger.info("Averaged weights (EMA) saved to %s", path)
+
+    def _writing(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A file to write; on another file system its handler knows how."""
+        return self.path_manager.open(path, "wb") if "://" in path else replacing(path)
+
+    def _remove_older(self, name: str) -> None:
+        if self.keep and os.path.isdir(self.save_dir):
+            # Not those of later iterations, which a run that went back to this one has left.
+            older = [other for other in self._numbered() if other < name]
+            for other in older[: len(older) + 1 - self.keep]:
+                os.remove(os.path.join(self.save_dir, other))
+
+    # Finding
+
+    def _numbered(self) -> list[str]:
+        """Names of the periodic checkpoints in ``save_dir``, by their iteration."""
+        return sorted(filter(_NUMBERED.fullmatch, os.listdir(self.save_dir)))
+
     def get_checkpoint_file(self) -> str:
-        """As Detectron2's; whatever ``last_checkpoint`` holds, the path is of ``save_dir``."""
+        """Path of the file that ``last_checkpoint`` names; always one of ``save_dir``."""
         if "://" in self.save_dir:
             return str(super().get_checkpoint_file())
         try:
@@ -134,21 +153,77 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
             return ""
         return os.path.join(self.save_dir, os.path.basename(name))
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def last_name(self) -> str:
+        """The name in ``last_checkpoint`` without its suffix; "" if there is none."""
+        path = self.get_checkpoint_file() if self.has_checkpoint() else ""
+        return os.path.basename(path).removesuffix(".pth")
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's, from the newest checkpoint that can be read.
+
+        Args:
+            path: ``MODEL.WEIGHTS``, for a run that has no checkpoint.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be read; or see ``load``.
+        """
+        candidates = self._candidates() if resume else []
+        for number, candidate in enumerate(candidates):
+            try:
+                content = self.load(candidate)
+            except Unreadable as error:
+                if number == len(candidates) - 1:
+                    raise
+                self.logger.warning("%s; going on from the one before it", error)
+            else:
+                self.resumed = True
+                return content
+        return self.load(path, checkpointables=[])
+
+    def _candidates(self) -> list[str]:
+        """The checkpoints of ``save_dir``: that of ``last_checkpoint`` first, then by their age."""
+        tagged = [self.get_checkpoint_file()] if self.has_checkpoint() else []
+        if "://" in self.save_dir or not os.path.isdir(self.save_dir):
+            return tagged
+        names = ["model_final.pth", *reversed(self._numbered())]
+        files = [os.path.join(self.save_dir, name) for name in names]
+        found = [path for path in files if path not in tagged and os.path.isfile(path)]
+        if found and not (tagged and os.path.isfile(tagged[0])):
+            self.logger.warning(
+                "%s names no checkpoint; going on from %s",
+                os.path.join(self.save_dir, "last_checkpoint"),
+                found[0],
+            )
+            return found
+        return tagged + found
+
+    # Reading
+
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """As Detectron2's.
 
         Raises:
-            CheckpointError: there is no such file; see ``read_checkpoint``; the weights, or the
-                state of what is trained with them, do not fit.
+            CheckpointError: the file is not there or cannot be fetched; see ``read_checkpoint``;
+                the weights, or the state of what is trained with them, do not fit.
         """
         if path and "://" not in path and not os.path.isfile(path):
             raise CheckpointError(
                 f"weights {path!r} do not exist; correct MODEL.WEIGHTS, or with --resume the file "
                 "last_checkpoint in OUTPUT_DIR"
             )
+        resumes = self.ema is not None and checkpointables is None
         self._path = path
+        self._take_averaged = self.averaged and not resumes
+        self._has_average = False
         try:
-            return super().load(path, *args, **kwargs)
+            rest = super().load(path, checkpointables, **kwargs)
+        except OSError as error:
+            raise CheckpointError(
+                f"weights {path!r} cannot be read or fetched ({error.strerror or error}); set "
+                "MODEL.WEIGHTS to a file on this machine, or to '' to train from scratch"
+            ) from error
         except _MISFIT as error:
             if isinstance(error, (CheckpointError, torch.OutOfMemoryError)):
                 raise
@@ -158,15 +233,23 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
             ) from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 forgets it after errors
+        if self.ema is not None and not (resumes and self._has_average):
+            if resumes:
+                self.logger.warning("%s holds no averaged weights: they start from the live", path)
+            self.ema.reset()
+        return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".pkl"):
-            content = self._read_pickle(filename)
-        elif filename.endswith(".pyth"):
-            content = read_pycls(filename)
-        else:
-            content = super()._load_file(filename)
-        check_weights(content["model"], filename)
+        try:
+            if filename.endswith(".pkl"):
+                content = self._read_pickle(filename)
+            elif filename.endswith(".pyth"):
+                content = read_pycls(filename)
+            else:
+                content = super()._load_file(filename)
+            check_weights(content["model"], filename)
+        except CheckpointError as error:
+            raise Unreadable(str(error)) from error
         return content
 
     def _read_pickle(self, filename: str) -> dict[str, Any]:
@@ -189,8 +272,9 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
             raise CheckpointError(f"{filename!r} cannot be read: {error!r}") from error
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        self._choose_average(checkpoint)
         weights = strip_prefix(checkpoint["model"])
-        if "head.cls_score.weight" in weights:
+        if is_of_detector(weights) and not checkpoint.get("matching_heuristics", False):
             own = self.model.state_dict()
             weights = {
                 name: value
@@ -198,51 +282,33 @@ class DeFCNCheckpointer(DetectionCheckpointer, _SafeReader):
                 if name in own or not is_derived(name)
             }
             if not checkpoint.get("partial", False):
-                check_fit(weights, own, self._path)
+                check_fit(weights, own, self._path, self.save_dir)
             checkpoint["model"] = weights
         return super()._load_model(checkpoint)
 
+    def _choose_average(self, checkpoint: dict[str, Any]) -> None:
+        """Put the averaged weights under "model", where this is to have them."""
+        average = checkpoint.get(_EMA_KEY)
+        self._has_average = average is not None
+        if average is not None and self._take_averaged:
+            self.logger.info("Using the averaged weights (EMA) of %d steps", average["updates"])
+            checkpoint["model"] = average["weights"]
+        elif average is not None and not self.averaged:
+            self.logger.warning(
+                "%s holds averaged weights (EMA) as well: MODEL.EMA.ENABLED True uses them",
+                self._path,
+            )
 
-def check_fit(weights: Mapping[str, Any], own: Mapping[str, Any], path: str) -> None:
-    """Refuse weights of a detector that are not those of the model.
 
-    Args:
-        weights: name to tensor, from the file.
-        own: the state dict of the model.
-        path: of the file, for the message.
+def load_weights(cfg: CfgNode, model: nn.Module) -> None:
+    """Load ``MODEL.WEIGHTS``, averaged ones if ``MODEL.EMA`` is enabled and the file has them.
 
     Raises:
-        CheckpointError: with every name that does not fit, and the configs that would.
+        CheckpointError: see ``Checkpointer.load``.
     """
-    misfits = [
-        f"  {name}: {_shape(weights.get(name))} in the file, {_shape(own.get(name))} in the model"
-        for name in sorted({*weights, *own})
-        if _shape(weights.get(name)) != _shape(own.get(name))
-        and not (name not in weights and is_derived(name))
-    ]
-    if misfits:
-        raise CheckpointError("\n".join([_refusal(weights, own, path), *misfits]))
-
-
-def _shape(value: Any) -> str:
-    if value is None:
-        return "none"
-    return str(tuple(value.shape)) if hasattr(value, "shape") else type(value).__name__
-
-
-def _refusal(weights: Mapping[str, Any], own: Mapping[str, Any], path: str) -> str:
-    """What the file holds, against what the config asks for, and the remedy."""
-    theirs = describe_weights(weights)
-    ours = describe_weights(own) if "head.cls_score.weight" in own else {}
-    differences = [
-        f"{key} {theirs.get(key)!r} (the config: {ours.get(key)!r})"
-        for key in {**theirs, **ours}
-        if theirs.get(key) != ours.get(key)
-    ]
-    holds = f"it holds {', '.join(differences)}; " if differences else ""
-    configs = " or ".join(fitting_configs(weights))
-    choose = f"take {configs}, " if configs else "take the config it was trained with, "
-    return (
-        f"weights {path!r} are of another model: {holds}{choose}or, to start training from what "
-        "does fit, convert the file with tools/convert_checkpoint.py --partial. Not fitting:"
+    checkpointer = Checkpointer(
+        model,
+        averaged=cfg.MODEL.EMA.ENABLED,
+        may_run_code=cfg.MODEL.WEIGHTS_MAY_RUN_CODE,
     )
+    checkpointer.load(cfg.MODEL.WEIGHTS)

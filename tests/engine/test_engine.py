@@ -20,7 +20,8 @@ from defcn_d2.engine.trainer import end_last_line
 from defcn_d2.evaluation.crowdhuman import CrowdHumanEvaluator
 from defcn_d2.evaluation.nms_gap import NMSGapEvaluator
 from defcn_d2.utils.errors import UserError
-from defcn_d2.weights.run_checkpointer import Checkpointer
+from defcn_d2.weights.checkpointer import Checkpointer
+from defcn_d2.weights.reader import CheckpointError
 
 
 class Small(nn.Module):
@@ -111,7 +112,9 @@ def test_unknown_optimizer():
 
 
 def test_unreachable_weights_are_named():
-    with pytest.raises(UserError, match="'http://localhost:1/x.pth' cannot be read or fetched"):
+    with pytest.raises(
+        CheckpointError, match="'http://localhost:1/x.pth' cannot be read or fetched"
+    ):
         Checkpointer(nn.Linear(1, 1)).load("http://localhost:1/x.pth")
 
 

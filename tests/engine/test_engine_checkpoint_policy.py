@@ -11,8 +11,8 @@ from torch import nn
 
 from defcn_d2.engine.best_checkpoint import BestCheckpoint
 from defcn_d2.utils.errors import UserError
-from defcn_d2.weights.checkpointer import CheckpointError
-from defcn_d2.weights.run_checkpointer import Checkpointer
+from defcn_d2.weights.checkpointer import Checkpointer
+from defcn_d2.weights.reader import CheckpointError
 
 
 def checkpointer(folder, **options):

@@ -19,7 +19,7 @@ from defcn_d2.engine.ema import WeightsEMA
 from defcn_d2.engine.preflight import check
 from defcn_d2.engine.trainer import Trainer
 from defcn_d2.utils.errors import UserError
-from defcn_d2.weights.run_checkpointer import Checkpointer
+from defcn_d2.weights.checkpointer import Checkpointer
 
 
 class Small(nn.Module):

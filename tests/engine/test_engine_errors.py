@@ -22,7 +22,7 @@ from defcn_d2.engine.preflight import check
 from defcn_d2.engine.reporting import describe, reported
 from defcn_d2.engine.trainer import Trainer
 from defcn_d2.utils.errors import UserError, as_user_error, did_you_mean
-from defcn_d2.weights.checkpointer import CheckpointError
+from defcn_d2.weights.reader import CheckpointError
 
 
 @pytest.fixture(autouse=True, scope="module")

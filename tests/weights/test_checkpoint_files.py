@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
+import runpy
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -12,30 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import build_model
 from helpers import ROOT, make_cfg
 from torch import nn
 
-from defcn_d2.weights.checkpointer import (
-    CheckpointError,
-    DeFCNCheckpointer,
-    read_checkpoint,
-    replacing,
-)
-from defcn_d2.weights.release import convert_cvpods_state_dict, describe_weights, fitting_configs
-
-sys.path.append(str(ROOT / "tools"))
-import convert_checkpoint
+from defcn_d2.utils.files import replacing
+from defcn_d2.weights import convert
+from defcn_d2.weights.checkpointer import Checkpointer
+from defcn_d2.weights.reader import CheckpointError, read_checkpoint
+from defcn_d2.weights.release import convert_cvpods_state_dict
 
 CONFIGS = ROOT / "configs"
 RELEASE = sorted(
     str(path.relative_to(CONFIGS))
     for path in (*CONFIGS.glob("*.yaml"), *CONFIGS.glob("crowdhuman/*.yaml"))
-    if not path.name.startswith("Base-")
-)
-LEAVES = RELEASE + sorted(
-    f"shapes/{path.name}"
-    for path in CONFIGS.glob("shapes/*.yaml")
     if not path.name.startswith("Base-")
 )
 # Heads of full width and with all their convs are slow to make and to write.
@@ -80,7 +70,7 @@ def test_a_release_file_loads_as_it_is_and_converted(
     path = release_file(tmp_path / "release.pth", original, prefix)
     direct = small_model(config)
     assert not equal(direct, original)
-    DeFCNCheckpointer(direct).resume_or_load(path, resume=False)
+    Checkpointer(direct).resume_or_load(path, resume=False)
     assert equal(direct, original)
 
     converted = small_model(config)
@@ -88,101 +78,80 @@ def test_a_release_file_loads_as_it_is_and_converted(
     assert equal(converted, original)
 
 
-@functools.cache
-def settings_and_configs(config: str) -> tuple[dict, list[str]]:
-    """What is read from the weights of a config's own model."""
-    with torch.device("meta"):
-        weights = META_ARCH_REGISTRY.get("DeFCN")(make_cfg(config)).state_dict()
-    return describe_weights(weights), fitting_configs(weights)
-
-
-def test_one_class_is_not_always_that_of_crowds() -> None:
-    """Of a variant that no config has for CrowdHuman, those for other data are told."""
-    weights = {
-        "backbone.bottom_up.res2.0.conv3.weight": torch.zeros(1),
-        "head.cls_score.weight": torch.zeros(1, 8, 3, 3),
-        "head.cls_subnet.0.weight": torch.zeros(8, 8, 3, 3),
-        "head.scales.0.scale": torch.zeros(1),
-    }
-    assert fitting_configs(weights) == ["configs/OneNet.yaml"]
-    weights["head.cls_subnet.0.bias"] = torch.zeros(8)
-    assert fitting_configs(weights) == ["configs/crowdhuman/POTO.yaml"]
-
-
-@pytest.mark.parametrize("config", LEAVES)
-def test_the_config_of_weights_is_found_from_them(config: str) -> None:
-    settings, configs = settings_and_configs(config)
-    cfg = make_cfg(config)
-    node = cfg.MODEL.DEFCN
-    expected = {
-        "MODEL.DEFCN.NUM_CLASSES": node.NUM_CLASSES,
-        "MODEL.FPN.OUT_CHANNELS": cfg.MODEL.FPN.OUT_CHANNELS,
-        "MODEL.DEFCN.NUM_CONVS": node.NUM_CONVS,
-        "MODEL.DEFCN.CONV_BIAS": node.CONV_BIAS,
-        "MODEL.DEFCN.PRIORS": node.PRIORS,
-        "MODEL.DEFCN.QUALITY_BRANCH": node.QUALITY_BRANCH,
-    }
-    if node.QUALITY_BRANCH == "filter":
-        expected["MODEL.DEFCN.MAX_FILTERING.NORM"] = node.MAX_FILTERING.NORM
-    assert settings == expected
-    assert f"configs/{config}" in configs
-    for other in configs:  # the others that are named have the same
-        assert settings_and_configs(other.removeprefix("configs/"))[0] == expected
-
-
 MISFITS = [
-    ("POTO-3DMF.yaml", "POTO.yaml", "QUALITY_BRANCH 'filter' (the config: 'none')", "max3d.conv"),
-    ("POTO.yaml", "POTO-3DMF.yaml", "QUALITY_BRANCH 'none' (the config: 'filter')", "max3d.norm"),
-    ("POTO-3DMF.yaml", "POTO-3DMF-wo-GN.yaml", "MAX_FILTERING.NORM 'GN'", "max3d.norm"),
-    ("FCOS.yaml", "POTO.yaml", "QUALITY_BRANCH 'centerness'", "head.centerness.weight"),
-    ("Anchor.yaml", "POTO.yaml", "PRIORS 'anchors' (the config: 'points')", "head.scales.4.scale"),
-    ("OneNet.yaml", "POTO.yaml", "CONV_BIAS False", "head.cls_subnet.0.bias: none in the file"),
+    ("POTO-3DMF.yaml", "POTO.yaml", "unexpected: head.max3d.conv.weight (32, 32, 3, 3)"),
+    ("POTO.yaml", "POTO-3DMF.yaml", "missing: head.max3d.norm.weight (32,)"),
+    ("POTO-3DMF.yaml", "POTO-3DMF-wo-GN.yaml", "unexpected: head.max3d.norm.weight (32,)"),
+    ("FCOS.yaml", "POTO.yaml", "unexpected: head.centerness.weight (1, 32, 3, 3)"),
+    ("Anchor.yaml", "POTO.yaml", "missing: head.scales.4.scale (1,)"),
+    ("OneNet.yaml", "POTO.yaml", "missing: head.cls_subnet.0.bias (32,)"),
     (
         "crowdhuman/POTO.yaml",
         "POTO.yaml",
-        "NUM_CLASSES 1 (the config: 80)",
-        "head.cls_score.weight: (1, 32, 3, 3) in the file, (80, 32, 3, 3) in the model",
+        "of another shape: head.cls_score.weight (1, 32, 3, 3), in the model (80, 32, 3, 3)",
     ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "setting", "misfit"), MISFITS, ids=[f"{a}-{b}" for a, b, *_ in MISFITS]
+    ("theirs", "ours", "misfit"), MISFITS, ids=[f"{a}-{b}" for a, b, _ in MISFITS]
 )
-def test_weights_of_another_variant_are_refused_with_the_config_that_fits(
-    theirs: str, ours: str, setting: str, misfit: str, tmp_path: Path
+def test_weights_of_another_variant_are_refused(
+    theirs: str, ours: str, misfit: str, tmp_path: Path
 ) -> None:
     path = release_file(tmp_path / "release.pth", small_model(theirs))
     model = small_model(ours)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError) as error:
-        DeFCNCheckpointer(model).load(path)
+        Checkpointer(model).load(path)
     sentence, *misfits = str(error.value).splitlines()
-    assert repr(path) in sentence
-    assert setting in sentence
-    assert f"configs/shapes/{Path(theirs).name}" in sentence  # its backbone is narrow
-    assert any(misfit in line for line in misfits)
+    assert f"weights {path!r} are of another model" in sentence
+    assert "take the config that it was trained with, or" in sentence and "--partial" in sentence
+    assert f"  {misfit}" in misfits
     assert not any("anchor_generator" in line or "pixel_mean" in line for line in misfits)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_what_differs_is_listed_where_no_setting_tells_it(tmp_path: Path) -> None:
-    path = release_file(tmp_path / "wide.pth", small_model("POTO.yaml"))
-    with pytest.raises(CheckpointError, match=r"res2\.0\.conv1\.weight: \(8, 8, 3, 3\) in the f"):
-        DeFCNCheckpointer(small_model("POTO.yaml", "MODEL.RESNETS.STEM_OUT_CHANNELS", 4)).load(path)
+class OtherModel(nn.Module):
+    """A detector with a head that this project does not have."""
+
+    def __init__(self, width: int, names: int):
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.head = nn.ModuleDict({f"part{i}": nn.Linear(width, 1, False) for i in range(names)})
 
 
-def test_partial_weights_leave_the_rest_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_misfits_of_any_head_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"model": OtherModel(3, 12).state_dict()}, path)
+    with pytest.raises(CheckpointError) as error:
+        Checkpointer(OtherModel(3, 2)).load(str(path))
+    sentence, *misfits = str(error.value).splitlines()
+    assert "(0 missing, 10 unexpected, 0 of another shape)" in sentence
+    assert misfits[0] == "  unexpected: head.part2.weight (1, 3)"
+    assert misfits[8:] == ["  unexpected: 2 more"]
+    with pytest.raises(CheckpointError, match="12 of another shape"):
+        Checkpointer(OtherModel(4, 12)).load(str(path))
+    Checkpointer(OtherModel(3, 12)).load(str(path))
+
+
+def test_the_config_of_a_run_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model_final.pth"
+    torch.save({"model": OtherModel(3, 1).state_dict()}, path)
+    (tmp_path / "config.yaml").write_text("")
+    for folder, config in ((tmp_path / "other", str(tmp_path / "config.yaml")), (tmp_path, "the")):
+        with pytest.raises(CheckpointError, match=re.escape(f"take {config}")):
+            Checkpointer(OtherModel(3, 2), str(folder)).load(str(path))
+
+
+def test_partial_weights_leave_the_rest_as_it_is(tmp_path: Path) -> None:
     original = small_model("crowdhuman/POTO.yaml")
     source = release_file(tmp_path / "release.pth", original, "module.")
     target = tmp_path / "partial.pth"
-    assert convert_checkpoint.main([source, str(target), "--partial"]) == 0
-    assert "fits: configs/shapes/POTO.yaml" in capsys.readouterr().out
+    assert convert.run([source, str(target), "--partial"]) == 0
     model = small_model("POTO.yaml")
     before = model.head.cls_score.weight.clone()
-    DeFCNCheckpointer(model).load(str(target))
+    Checkpointer(model).load(str(target))
     assert torch.equal(model.head.cls_score.weight, before)
     assert torch.equal(model.head.bbox_pred.weight, original.head.bbox_pred.weight)
 
@@ -192,19 +161,21 @@ def test_weights_of_a_backbone_alone_load_as_in_detectron2(tmp_path: Path) -> No
     weights = {k: v for k, v in original.state_dict().items() if k.startswith("backbone.bottom_up")}
     torch.save(weights, tmp_path / "backbone.pth")
     model = small_model("POTO-3DMF.yaml")
-    DeFCNCheckpointer(model).load(str(tmp_path / "backbone.pth"))
+    Checkpointer(model).load(str(tmp_path / "backbone.pth"))
     assert equal(model.backbone.bottom_up, original.backbone.bottom_up)
 
 
 def test_convert_checkpoint_writes_the_weights_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = small_model("POTO-3DMF.yaml")
     source = release_file(tmp_path / "release.pth", original, "module.")
     target = tmp_path / "converted.pth"
-    assert convert_checkpoint.main([source, str(target)]) == 0
-    printed = capsys.readouterr().out
-    assert "MODEL.DEFCN.QUALITY_BRANCH 'filter'" in printed
+    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", source, str(target)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "tools" / "convert_checkpoint.py"), run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"{target}: ")
     content = torch.load(target)
     assert set(content) == {"model"}
     model = small_model("POTO-3DMF.yaml")
@@ -219,9 +190,10 @@ def test_convert_checkpoint_writes_the_weights_alone(
         (b"", "is damaged or no checkpoint"),
         (b"<!DOCTYPE html><html>sign in</html>", "is damaged or no checkpoint"),
         ([1, 2], "holds a list, no dict of weights"),
-        ({"model": {"backbone.weight": torch.zeros(1)}}, "'head.cls_score' is missing among 1"),
+        ({"model": [1]}, "holds a list, no dict of weights"),
+        ({"model": {"backbone.weight": torch.zeros(1)}}, "none of 1 names begins with 'head.'"),
     ],
-    ids=["missing", "empty", "web page", "list", "no detector"],
+    ids=["missing", "empty", "web page", "list", "list of weights", "no detector"],
 )
 def test_convert_checkpoint_says_what_is_wrong(
     content: object, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -231,7 +203,7 @@ def test_convert_checkpoint_says_what_is_wrong(
         source.write_bytes(content)
     elif content is not None:
         torch.save(content, source)
-    assert convert_checkpoint.main([str(source), str(target)]) == 1
+    assert convert.run([str(source), str(target)]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
     assert str(source) in said and problem in said
@@ -252,7 +224,7 @@ def test_no_code_of_a_file_runs(tmp_path: Path) -> None:
     sign = tmp_path / "executed"
     path = tmp_path / "hostile.pth"
     torch.save({"model": {}, "extra": Attack(sign)}, path)
-    for read in (read_checkpoint, DeFCNCheckpointer(nn.Linear(1, 1)).load):
+    for read in (read_checkpoint, Checkpointer(nn.Linear(1, 1)).load):
         with pytest.raises(CheckpointError, match=r"holds an object of (posix|nt)\.mkdir"):
             read(str(path))
     assert not sign.exists()
@@ -269,12 +241,12 @@ def test_damaged_files_are_named(suffix: str, tmp_path: Path) -> None:
     for size in (0, 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match=re.escape(repr(str(path)))):
-            DeFCNCheckpointer(model).load(str(path))
+            Checkpointer(model).load(str(path))
 
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"weights 'nowhere\.pth' do not exist"):
-        DeFCNCheckpointer(nn.Linear(1, 1)).load("nowhere.pth")
+        Checkpointer(nn.Linear(1, 1)).load("nowhere.pth")
 
 
 def test_a_checkpoint_of_ones_own_resumes(tmp_path: Path) -> None:
@@ -282,12 +254,12 @@ def test_a_checkpoint_of_ones_own_resumes(tmp_path: Path) -> None:
     model = small_model("POTO.yaml", *cfg_opts)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     model.backbone.bottom_up.stem.conv1.norm.num_batches_tracked.fill_(7)
-    DeFCNCheckpointer(model, str(tmp_path), optimizer=optimizer).save("model_0000001", iteration=1)
+    Checkpointer(model, str(tmp_path), optimizer=optimizer).save("model_0000001", iteration=1)
     assert sorted(x.name for x in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
 
     again = small_model("POTO.yaml", *cfg_opts)
     other = torch.optim.SGD(again.parameters(), lr=0.1)
-    checkpointer = DeFCNCheckpointer(again, str(tmp_path), optimizer=other)
+    checkpointer = Checkpointer(again, str(tmp_path), optimizer=other)
     rest = checkpointer.resume_or_load("", resume=True)
     assert rest["iteration"] == 1
     assert other.param_groups[0]["lr"] == 0.5
@@ -296,7 +268,7 @@ def test_a_checkpoint_of_ones_own_resumes(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
-    checkpointer = DeFCNCheckpointer(model, str(tmp_path))
+    checkpointer = Checkpointer(model, str(tmp_path))
     checkpointer.save("model")
     old = (tmp_path / "model.pth").read_bytes()
     with pytest.raises(AttributeError):  # a local function cannot be pickled
@@ -312,7 +284,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_last_checkpoint_names_a_file_only_once_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpointer = DeFCNCheckpointer(nn.Linear(1, 1), str(tmp_path))
+    checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path))
     checkpointer.save("first")
 
     def killed(*args: object) -> None:

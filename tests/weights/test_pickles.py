@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import tracemalloc
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from defcn_d2.weights import pickles
-from defcn_d2.weights.pickle_objects import PickleError, UnsafePickleError
-from defcn_d2.weights.pickles import loads
+from defcn_d2.weights.pickles import PickleError, UnsafePickleError, loads
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 dtypes = st.sampled_from(["f2", "<f4", ">f4", "f8", "u1", "i8", ">i4", "b1", "c8"])
@@ -210,6 +210,10 @@ FLOAT = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
 GADGETS = {
     # names that are allowed, with arguments and states that are not what they should be
     "attributes of a name": b"\x80\x02cnumpy\nndarray\nN}U\x01xK\x01s\x86b.",
+    "state of a filled array": pickle.dumps(np.ones(3), 2)[:-1]
+    + b"(K\x01K\x01\x85"
+    + FLOAT
+    + b"\x89U\x04abcdtb.",
     "attributes of an array": pickle.dumps(np.ones(3), 2)[:-1] + b"N}U\x01xK\x01s\x86b.",
     "array of another class": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\n"
     + b"K\x00\x85U\x01b\x87R.",
@@ -258,8 +262,49 @@ GADGETS = {
 
 @pytest.mark.parametrize("gadget", GADGETS)
 def test_allowed_names_are_no_gadgets(gadget: str) -> None:
-    with pytest.raises(PickleError, match=r"(at|after) byte \d"):
+    with pytest.raises(PickleError):
         loads(GADGETS[gadget])
+
+
+@pytest.mark.parametrize("name", sorted(pickles._NAMES))
+def test_names_get_no_attributes(name: str) -> None:
+    """A state of what a name stands for would change it for the whole process."""
+    module, _, attribute = name.rpartition(".")
+    named = f"c{module}\n{attribute}\n".encode()
+    for state in (b"}U\x08attackedK\x01s", b"N}U\x08attackedK\x01s\x86"):
+        with pytest.raises(UnsafePickleError, match="with attributes"):
+            loads(named + state + b"b.")
+    assert not hasattr(pickles._NAMES[name], "attacked")
+
+
+def test_such_a_state_works_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    function = torch._utils._rebuild_parameter
+    monkeypatch.setattr(function, "attacked", 0, raising=False)
+    pickle.loads(b"\x80\x02ctorch._utils\n_rebuild_parameter\n}U\x08attackedK\x01sb.")
+    assert function.attacked == 1
+
+
+def compressed_torch() -> bytes:
+    plain, packed = io.BytesIO(), io.BytesIO()
+    torch.save(torch.zeros(1_000_000).untyped_storage(), plain)
+    with zipfile.ZipFile(plain) as a, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as b:
+        for record in a.infolist():
+            b.writestr(record.filename, a.read(record))
+    return packed.getvalue()
+
+
+def torch_function() -> bytes:
+    """A file of which torch's own safe reader returns a function."""
+    file = io.BytesIO()
+    torch.save(torch._utils._rebuild_tensor_v2, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("make", [compressed_torch, torch_function])
+def test_torch_reads_storages_alone(make: Any) -> None:
+    torch.load(io.BytesIO(make()), weights_only=True)
+    with pytest.raises(PickleError, match="no storage of a tensor"):
+        loads(pickle.dumps(Call(torch.storage._load_from_bytes, make())))
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
@@ -272,24 +317,31 @@ def test_a_view_cannot_reach_beyond_its_storage() -> None:
             loads(pickle.dumps(Call(function, *arguments)))
 
 
-def test_what_is_refused_is_named_with_its_place() -> None:
-    content = pickle.dumps({"model": {}, "who": Path("/")}, 2)
-    place = content.index(b"cpathlib")
-    with pytest.raises(UnsafePickleError, match=rf"an object of pathlib\S* at byte {place}"):
-        loads(content)
+def test_what_is_refused_is_named() -> None:
+    with pytest.raises(UnsafePickleError, match=r"an object of pathlib\S*Path$"):
+        loads(pickle.dumps({"model": {}, "who": Path("/")}, 2))
+    with pytest.raises(UnsafePickleError, match="an object made by the instruction FROZENSET"):
+        loads(pickle.dumps(frozenset([1]), 4))
 
 
 def test_a_small_file_cannot_fill_the_memory() -> None:
     text = b"T" + struct.pack("<i", 100_000) + b"x" * 100_000
     copies = b"c_codecs\nencode\nh\x00U\x06latin1\x86R" * 10_000
+    pairs = pickle.dumps([(str(i), i) for i in range(10_000)], 2)[2:-1]
+    ordered = b"ccollections\nOrderedDict\nh\x00\x85R" * 1_000
+    bytearrays = b"\x80\x05\x96" + struct.pack("<Q", 2**34) + b"x."
     far_memo = b"\x80\x02Nr\xff\xff\xff\x7f."  # Python's reader makes room for all before it
     tracemalloc.start()
     with pytest.raises(PickleError, match="more content than the file has"):
         loads(b"\x80\x02" + text + b"q\x00(" + copies + b"t.")
+    with pytest.raises(PickleError, match="more content than the file has"):
+        loads(b"\x80\x02(" + pairs + ordered + b"t.")
+    with pytest.raises(PickleError):
+        loads(bytearrays)
     assert loads(far_memo) is None
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 20_000_000
+    assert peak < 30_000_000
 
 
 def test_shared_containers_are_not_unfolded() -> None:
@@ -306,8 +358,15 @@ def test_more_objects_than_weights_have(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_keys_that_collide_are_refused() -> None:
-    with pytest.raises(PickleError, match="a dict with the key"):
+    with pytest.raises(PickleError, match="a dict with a key of type int"):
         loads(pickle.dumps({2**61 - 1: 0}))
+
+
+@pytest.mark.parametrize("end", [b"}h\x00Ns.", b"}(h\x00Nu.", b"(h\x00Nd."])
+def test_keys_that_take_for_ever_are_refused(end: bytes) -> None:
+    pairs = b")" + b"q\x00h\x00\x86" * 100 + b"q\x000"  # of pairs: 2^100 to hash
+    with pytest.raises(PickleError, match="a dict with a key of type tuple"):
+        loads(b"\x80\x02" + pairs + end)
 
 
 def test_every_cut_and_every_flipped_bit_is_an_error_or_a_value() -> None:
@@ -322,4 +381,4 @@ def test_every_cut_and_every_flipped_bit_is_an_error_or_a_value() -> None:
             try:
                 loads(flipped)
             except PickleError as error:
-                assert "byte" in str(error) and "\n" not in str(error)
+                assert str(error).isprintable()

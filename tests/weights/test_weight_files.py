@@ -20,8 +20,9 @@ from detectron2.modeling import build_backbone
 from helpers import make_cfg
 from torch import nn
 
-from defcn_d2.weights.checkpointer import CheckpointError, DeFCNCheckpointer, read_checkpoint
-from defcn_d2.weights.pickle_objects import Builder
+from defcn_d2.weights import reader
+from defcn_d2.weights.checkpointer import Checkpointer
+from defcn_d2.weights.reader import CheckpointError, read_checkpoint
 
 
 class Attack:
@@ -53,7 +54,7 @@ def test_an_attack_fails(suffix: str, tmp_path: Path) -> None:
     else:
         torch.save(content, path, _use_new_zipfile_serialization=suffix != "pth of old")
     with pytest.raises(CheckpointError, match=r"holds an object of (posix|nt)\.mkdir") as error:
-        DeFCNCheckpointer(nn.Linear(2, 1)).load(str(path))
+        Checkpointer(nn.Linear(2, 1)).load(str(path))
     assert repr(str(path)) in str(error.value) and "\n" not in str(error.value)
     assert ("MODEL.WEIGHTS_MAY_RUN_CODE" in str(error.value)) is (suffix == "pkl")
     assert not sign.exists()
@@ -70,7 +71,7 @@ def test_code_runs_where_the_user_or_the_catalog_says_so(
 ) -> None:
     sign, model = tmp_path / "executed", nn.Linear(2, 1)
     path = zoo_file(tmp_path / "weights.pkl", extra=Attack(sign))
-    checkpointer = DeFCNCheckpointer(model, may_run_code=why != "model zoo")
+    checkpointer = Checkpointer(model, may_run_code=why != "model zoo")
     if why == "model zoo":
         checkpointer._path = "detectron2://backbones/weights.pkl"
     content = checkpointer._load_file(path)
@@ -84,7 +85,7 @@ def test_no_code_runs_where_none_is_needed(tmp_path: Path, monkeypatch: Any) -> 
     """Neither the switch nor the catalog lets Python's pickle read a file that is safe."""
     monkeypatch.setattr(pickle, "load", None)
     path, model = zoo_file(tmp_path / "weights.pkl"), nn.Linear(2, 1)
-    DeFCNCheckpointer(model, may_run_code=True).load(path)
+    Checkpointer(model, may_run_code=True).load(path)
     assert torch.equal(model.weight, torch.ones(1, 2))
 
 
@@ -109,6 +110,11 @@ def zoo_files() -> dict[str, Any]:
         "matched.pkl": {
             "model": OrderedDict({"stem.conv1.weight": weights["conv1_w"]}),
             "__author__": "torchvision",
+            "matching_heuristics": True,
+        },
+        "classifier.pkl": {
+            "model": {"stem.conv1.weight": weights["conv1_w"], "head.fc.weight": np.ones((2, 8))},
+            "__author__": "somebody",
             "matching_heuristics": True,
         },
         "zoo.pkl": {
@@ -144,7 +150,7 @@ def test_files_of_model_zoos_load_as_in_detectron2(name: str, tmp_path: Path) ->
     ours = build_backbone(make_cfg("POTO.yaml", *narrow, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8))
     theirs, before = copy.deepcopy(ours), copy.deepcopy(ours.state_dict())
     DetectionCheckpointer(theirs).load(str(path))
-    DeFCNCheckpointer(ours).load(str(path))
+    Checkpointer(ours).load(str(path))
     expected = theirs.state_dict()
     changed = [key for key in before if not torch.equal(before[key], expected[key])]
     assert "bottom_up.stem.conv1.weight" in changed
@@ -233,7 +239,7 @@ def test_what_is_no_dict_of_weights_is_named(
     else:
         torch.save(content, path)
     with pytest.raises(CheckpointError, match=re.escape(f"{str(path)!r} {problem}")):
-        DeFCNCheckpointer(nn.Linear(1, 1)).load(str(path))
+        Checkpointer(nn.Linear(1, 1)).load(str(path))
 
 
 def test_bytes_that_are_missing_at_the_beginning_of_an_archive(tmp_path: Path) -> None:
@@ -257,9 +263,9 @@ def test_files_that_need_too_much_memory_are_named(
     path = tmp_path / name
     path.write_bytes(pickle.dumps({"model": np.ones(2), "__author__": "x"}, 2))
     monkeypatch.setattr(torch, "load", too_large)
-    monkeypatch.setattr(Builder, "array", too_large)
+    monkeypatch.setattr(reader, "loads", too_large)
     with pytest.raises(CheckpointError, match="needs more memory than there is, or is damaged"):
-        DeFCNCheckpointer(nn.Linear(1, 1)).load(str(path))
+        Checkpointer(nn.Linear(1, 1)).load(str(path))
 
 
 def test_a_pickle_that_fails_where_code_may_run_is_named(tmp_path: Path) -> None:
@@ -267,7 +273,7 @@ def test_a_pickle_that_fails_where_code_may_run_is_named(tmp_path: Path) -> None
     content = Path(path).read_bytes().replace(b"pathlib", b"nowhere")
     Path(path).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"x.pkl' cannot be read: ModuleNotFoundError"):
-        DeFCNCheckpointer(nn.Linear(1, 1), may_run_code=True).load(path)
+        Checkpointer(nn.Linear(1, 1), may_run_code=True).load(path)
 
 
 def test_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
@@ -276,9 +282,9 @@ def test_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
 
 
 def test_the_state_of_another_optimizer_is_named(tmp_path: Path) -> None:
-    def checkpointer(*layers: nn.Module) -> DeFCNCheckpointer:
+    def checkpointer(*layers: nn.Module) -> Checkpointer:
         optimizer = torch.optim.SGD([y for x in layers for y in x.parameters()], lr=1.0)
-        return DeFCNCheckpointer(layers[0], str(tmp_path), optimizer=optimizer)
+        return Checkpointer(layers[0], str(tmp_path), optimizer=optimizer)
 
     checkpointer(nn.Linear(2, 1)).save("model")
     with pytest.raises(CheckpointError) as error:
@@ -293,7 +299,7 @@ def test_the_state_of_another_optimizer_is_named(tmp_path: Path) -> None:
 def test_a_checkpointer_can_go_on_after_a_damaged_file(tmp_path: Path) -> None:
     good, bad = zoo_file(tmp_path / "good.pkl"), tmp_path / "bad.pth"
     bad.write_bytes(b"PK\x03\x04")
-    checkpointer = DeFCNCheckpointer(nn.Linear(2, 1))
+    checkpointer = Checkpointer(nn.Linear(2, 1))
     with pytest.raises(CheckpointError):
         checkpointer.load(str(bad))
     checkpointer.load(good)
@@ -314,11 +320,11 @@ def test_last_checkpoint_names_a_file_of_its_folder(
     content: bytes, name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "last_checkpoint").write_bytes(content)
-    checkpointer = DeFCNCheckpointer(nn.Linear(2, 1), str(tmp_path))
+    checkpointer = Checkpointer(nn.Linear(2, 1), str(tmp_path))
     assert checkpointer.get_checkpoint_file() == os.path.join(tmp_path, name)
     with pytest.raises(CheckpointError, match="last_checkpoint in OUTPUT_DIR"):
         checkpointer.resume_or_load("", resume=True)
 
 
 def test_no_last_checkpoint(tmp_path: Path) -> None:
-    assert DeFCNCheckpointer(nn.Linear(2, 1), str(tmp_path)).get_checkpoint_file() == ""
+    assert Checkpointer(nn.Linear(2, 1), str(tmp_path)).get_checkpoint_file() == ""

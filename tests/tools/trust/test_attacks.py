@@ -50,6 +50,7 @@ READERS = {
     "pickle.load": "",
     "pickle.loads": "",
     "pickle.Unpickler": "",
+    "pickle._Unpickler": "",
     "yaml.load": "",
     "yaml.unsafe_load": "",
     "yaml.full_load": "",

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from defcn_d2.weights.checkpointer import CheckpointError, DeFCNCheckpointer
+from defcn_d2.weights.checkpointer import Checkpointer
+from defcn_d2.weights.reader import CheckpointError
 from fuzzing.file_damage import CHECKPOINT_CHANGES, Damage
 from fuzzing.file_readers import Kind, Wrong
 
@@ -30,9 +31,9 @@ class Training:
         self.optimizer.step()
         self.scheduler.step()
 
-    def checkpointer(self, folder: Path) -> DeFCNCheckpointer:
+    def checkpointer(self, folder: Path) -> Checkpointer:
         beside: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
-        return DeFCNCheckpointer(self.model, str(folder), **beside)
+        return Checkpointer(self.model, str(folder), **beside)
 
     def state(self) -> Any:
         return copy.deepcopy(
