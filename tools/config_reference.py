@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
 
-from defcn_d2.data.synthetic.storage import write_atomically  # noqa: E402
+from defcn_d2.utils.files import write_atomically  # noqa: E402
 
 SOURCE, PAGE = ROOT / "defcn_d2" / "config" / "defaults.py", ROOT / "docs" / "configuration.md"
 HEAD = """\

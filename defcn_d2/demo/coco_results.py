@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, Metadata
 from detectron2.structures import Instances
 
 from ..data import DatasetError
-from ..data.synthetic.storage import write_atomically
 from ..utils.errors import UserError
+from ..utils.files import write_atomically
 from ..utils.printable import printable
 from .inputs import make_folder
 

@@ -28,7 +28,7 @@ from tabulate import tabulate
 from ..data.readers.crowdhuman import read_images
 from ..data.readers.odgt import OdgtImage
 from ..data.synthetic.generation import DatasetError
-from ..data.synthetic.storage import write_atomically
+from ..utils.files import write_atomically
 from . import crowdhuman_metrics as metrics
 from .results import NO_DETECTIONS, Detections, dump_results, read_results
 

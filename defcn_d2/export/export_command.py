@@ -11,12 +11,12 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..data.synthetic.storage import write_atomically
 from ..demo.inputs import find_images
 from ..engine.predictor import Predictor, read_rgb, require_defcn
 from ..engine.reporting import reported
 from ..utils.command_line import add_model_arguments, trained_config
 from ..utils.errors import UserError
+from ..utils.files import write_atomically
 from .artifacts import FORMATS, Outputs, require_onnx
 from .benchmark import latency
 from .comparison import Difference

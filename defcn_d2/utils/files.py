@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 
@@ -43,3 +45,17 @@ def _flush_folder(folder: str) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file by way of one beside it, of a name that no other process takes."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..data.synthetic.storage import write_atomically
 from ..utils.errors import UserError
+from ..utils.files import write_atomically
 from ..utils.printable import printable
 
 _STYLE = """

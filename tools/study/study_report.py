@@ -9,7 +9,7 @@ from study_plots import plot_crowd, plot_shapes
 from study_runs import VARIANTS, Run, Settings
 from update_readme import replace_between
 
-from defcn_d2.data.synthetic.storage import write_atomically
+from defcn_d2.utils.files import write_atomically
 
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 HEADING = "# The study: what each variant does"

@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from ...utils.files import write_atomically
 from ..errors import DatasetError
 from ..json_fields import LIMIT, parse_json
-from ..synthetic.storage import write_atomically
 
 logger = logging.getLogger(__name__)
 

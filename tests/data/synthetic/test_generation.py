@@ -17,7 +17,7 @@ import pytest
 import defcn_d2.data.synthetic.generation as generation
 from defcn_d2.data.errors import DatasetError
 from defcn_d2.data.synthetic.generation import GeneratedSet, Recipe, command_line
-from defcn_d2.data.synthetic.storage import write_atomically
+from defcn_d2.utils.files import write_atomically
 
 COUNT = 20
 CALLS: list[int] = []  # indices drawn in this process
