@@ -19,7 +19,7 @@ IGNORE = -2
 
 @dataclass(frozen=True)
 class Priors:
-    """Where predictions are made.
+    """The boxes at which predictions are made.
 
     A point is a prior box whose side is its stride, so that points and anchors share one type.
 
@@ -146,7 +146,7 @@ def fuse_logits(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which ground truth each prior of one image learns.
+    """The ground truth that each prior of one image learns.
 
     Attributes:
         gt_idxs: (R,) int64, index of the ground truth, ``BACKGROUND`` or ``IGNORE``.

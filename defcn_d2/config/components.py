@@ -116,7 +116,7 @@ class ComponentRegistry(Registry):
             raise ConfigError(error.sentence(f"{place}.{error.name.upper()}")) from error
 
     def problems(self, cfg: CfgNode, node: CfgNode, key: str) -> Iterator[str]:
-        """What contradicts the component that ``node.NAME`` names, by its own word."""
+        """Sentences of the component that ``node.NAME`` names on what contradicts it."""
         check: Callable | None = getattr(self.find(node, key), "problems", None)
         if check is not None:
             yield from check(cfg, key)

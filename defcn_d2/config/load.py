@@ -1,4 +1,4 @@
-"""From a configuration file and KEY VALUE pairs to a config, with errors that name the mistake."""
+"""A config from a file and KEY VALUE pairs, with errors that name the mistake."""
 
 import contextlib
 import os
@@ -65,7 +65,7 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         raise UserError(f"configuration file {config_file!r} is not a .yaml file, give one")
     try:
         address = str(path) if "://" not in config_file else config_file
-        # Detectron2 builds any Python object that a yaml asks for, unless told otherwise
+        # by default Detectron2 builds any Python object that a yaml asks for
         cfg.merge_from_file(address, allow_unsafe=False)
     except FileNotFoundError as error:
         raise UserError(

@@ -83,7 +83,7 @@ def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def _check_names_and_types(cfg: CfgNode) -> None:
-    """Of what a program has assigned: Detectron2 looks where it merges, and lets None pass."""
+    """Checks what a program has assigned: Detectron2 looks where it merges, and lets None pass."""
     defaults = get_cfg()
     add_defcn_config(defaults)
     known = list(keys_of(defaults.MODEL.DEFCN, "MODEL.DEFCN."))

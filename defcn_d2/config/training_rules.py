@@ -1,4 +1,4 @@
-"""What a config has to say for a training: the values of single keys, and how they fit together."""
+"""Rules of a config for a training: the values of single keys, and how they fit together."""
 
 from collections.abc import Iterator
 

@@ -2,7 +2,7 @@
 
 OpenMP's threads wait for each other in a busy loop. With more of them than idle cores (data loader
 workers, other programs) each step waits for a thread that has no core: measured on two cores with
-another program on one of them, a training step took 3 to 7 s in place of 0.7 s.
+another program on one of them, a training step took 3 to 7 s instead of 0.7 s.
 ``OMP_WAIT_POLICY=PASSIVE`` lets them sleep instead, but counts only if it is set before torch is
 imported: ``import defcn_d2`` does so, where it comes first.
 """

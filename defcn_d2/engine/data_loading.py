@@ -169,7 +169,7 @@ class TrainingImages(Dataset):
 
 
 class EvaluationLoader(DataLoader):
-    """Detectron2's loader for evaluations: each image once, one a batch; tells what it skipped."""
+    """Detectron2's loader for evaluations: each image once, one a batch; reports skipped ones."""
 
     def __init__(
         self,

@@ -71,7 +71,7 @@ def check_classes(cfg: CfgNode, name: str) -> None:
 
 
 def _remedy(names: Sequence[str]) -> str:
-    """What to change where a data set is not where it is expected."""
+    """The remedy where a data set is not where it is expected."""
     if any(own_data(name) for name in names):
         return "correct DATASETS.REGISTER"
     return (

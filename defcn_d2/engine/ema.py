@@ -26,7 +26,7 @@ class WeightsEMA:
     those of the same steps as the weights. Integers (``num_batches_tracked``) are copied. Buffers
     outside of the state dict (pixel statistics, anchors) follow from the config and are the
     model's own. With several processes each keeps the average of its own copy of the model, which
-    is the same in all but for the statistics of BatchNorm: there process 0's are taken.
+    is the same in all except for the statistics of BatchNorm: there process 0's are taken.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: int = 0):

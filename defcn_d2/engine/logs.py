@@ -16,7 +16,7 @@ _PAGES = (
     "Running with full config:",
     "Model:",
 )
-# What the command tells again, in one sentence or as a traceback.
+# Repeated by the command, in one sentence or as a traceback.
 _TOLD = ("Exception during training:", "Exception in writing metrics:")
 
 _IRRELEVANT = (

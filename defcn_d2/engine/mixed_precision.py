@@ -14,7 +14,7 @@ PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class MixedPrecisionTrainer(StepTrainer):
-    """What Detectron2's ``AMPTrainer`` is, on any device, in either precision, with micro batches.
+    """Detectron2's ``AMPTrainer`` on any device, in either precision, with micro batches.
 
     Detectron2 insists on CUDA, and v0.5 on float16. The model's forward runs under autocast; what
     a ``DeFCN`` matches and its losses are in float32 or float64 nevertheless. Weights, gradients
@@ -71,7 +71,7 @@ class MixedPrecisionTrainer(StepTrainer):
 def build_step_trainer(
     cfg: CfgNode, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer
 ) -> StepTrainer:
-    """What makes a training step, as ``SOLVER.AMP``, ``ACCUMULATE`` and ``MODEL.DEVICE`` say."""
+    """The trainer of single steps for ``SOLVER.AMP``, ``ACCUMULATE`` and ``MODEL.DEVICE``."""
     if not cfg.SOLVER.AMP.ENABLED:
         return StepTrainer(model, data_loader, optimizer, cfg.SOLVER.ACCUMULATE)
     return MixedPrecisionTrainer(

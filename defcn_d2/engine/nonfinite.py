@@ -1,4 +1,4 @@
-"""A loss that is not finite: what is told, and what is kept so that it can be looked into."""
+"""A loss that is not finite: its message, and the dump by which it can be looked into."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..utils.files import replacing
 
 #: Version of the content of a dump.
 FORMAT = 1
-# Seconds for the process that has the cause to tell it before those that only hear of it.
+# Seconds for the process that has the cause to report it before those that only hear of it.
 _HEAD_START = 2.0
 
 

@@ -1,4 +1,4 @@
-"""What is known to fail is told before anything is loaded."""
+"""Checks before anything is loaded: of the machine, the data, the model and the config."""
 
 import argparse
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def uses_gpu(cfg: CfgNode, args: argparse.Namespace) -> bool:
-    """Whether a command runs on CUDA devices."""
+    """Reports if a command runs on CUDA devices."""
     return torch.cuda.is_available() and args.num_gpus > 0 and cfg.MODEL.DEVICE != "cpu"
 
 
@@ -129,7 +129,7 @@ def _check_parts(kind: type[DeFCN], cfg: CfgNode) -> None:
 
 def _check_channels(cfg: CfgNode) -> None:
     image_format = cfg.INPUT.FORMAT
-    try:  # as Detectron2 reads images: by Pillow, but for these two
+    try:  # as Detectron2 reads images: by Pillow, except for these two
         mode = "RGB" if image_format in ("BGR", "YUV-BT.601") else image_format
         channels = len(ImageMode.getmode(mode).bands)
     except KeyError as error:

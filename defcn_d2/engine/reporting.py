@@ -58,7 +58,7 @@ def reported(function: Callable[..., int | None]) -> Callable[..., int]:
 
     A mistake of the user gives one sentence and status 1, an interrupt 130, a cluster's signal 75
     (``RESUMABLE``); a bug its traceback.
-    Of the processes that torchrun has started, the first that fails tells why.
+    Of the processes that torchrun has started, the first that fails says why.
     """
 
     @functools.wraps(function)

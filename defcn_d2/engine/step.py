@@ -30,7 +30,7 @@ class StepTrainer(SimpleTrainer):
     the centerness) costs one more in every micro batch but the last, and memory for a gradient.
 
     The gradient is that of one large batch within rounding, the division by at least 1 included,
-    but for what the network computes over a batch: BatchNorm's statistics are those of a micro
+    except for what the network computes over a batch: BatchNorm's statistics are those of a micro
     batch, and images are padded to the largest of their micro batch. Losses that no count is known
     of, as those of other meta-architectures, are averaged over the micro batches.
 
@@ -112,7 +112,7 @@ class StepTrainer(SimpleTrainer):
             parts.gradients[i] = [parameter.grad for parameter in parameters]
 
     def _put_right(self, parts: "StepLosses") -> None:
-        """Let the parameters' gradient be that of all micro batches but the last."""
+        """Set the parameters' gradient to that of all micro batches except the last."""
         if self.micro_batches == 1:
             return
         for parameter, *gradients in zip(self._parameters(), *parts.gradients):
@@ -162,7 +162,7 @@ class StepLosses:
             detector.normalizer = before
 
     def _normalizer(self, counts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the losses of a micro batch are divided by (see ``evaluate_criteria``)."""
+        """Divisors of the losses of a micro batch (see ``evaluate_criteria``)."""
         if not self._added:
             self.groups = _with_same(counts)
             self._stand_ins = {name: c.double().clamp(min=1) for name, c in counts.items()}

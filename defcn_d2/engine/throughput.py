@@ -1,4 +1,4 @@
-"""How fast a training is, and whether it waits for its data."""
+"""Speed of a training, and the share of time that it waits for its data."""
 
 import logging
 import time

@@ -40,7 +40,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of this process.
 
     Returns:
-        the exit status: 0; 1 after a mistake that the user can put right, told on stderr; 75
+        the exit status: 0; 1 after a mistake that the user can put right, named on stderr; 75
         after a signal of a cluster, SIGTERM or SIGUSR1, when all is saved.
     """
     parser = default_argument_parser()
@@ -67,10 +67,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 dist_url=args.dist_url,
                 args=(args,),
             )
-    except ProcessExitedException as error:  # one of several processes, which has told why
+    except ProcessExitedException as error:  # one of several processes, which has said why
         if error.exit_code >= 0:
             return error.exit_code
-        print(f"error: {error}; go on with --resume", file=sys.stderr)  # but for one that is killed
+        print(f"error: {error}; go on with --resume", file=sys.stderr)  # except one that is killed
         return 128 - error.exit_code
     return 0
 
@@ -91,7 +91,7 @@ def _run_under(torchrun: Torchrun, args: argparse.Namespace) -> None:
 
 
 def _worker(args: argparse.Namespace) -> None:
-    """``main`` as one of several processes, which tells its own errors."""
+    """``main`` as one of several processes, which reports its own errors."""
 
     @reported
     def work() -> None:
@@ -161,7 +161,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if cfg.MODEL.DEVICE != "cpu":
             logger.warning("No CUDA device: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         if args.num_gpus > 1:
-            logger.warning("No CUDA device: one process in place of --num-gpus %d", args.num_gpus)
+            logger.warning("No CUDA device: one process instead of --num-gpus %d", args.num_gpus)
     if not uses_gpu(cfg, args):
         cfg = use_cpu(cfg)
     if args.config_file:

@@ -64,7 +64,7 @@ def evaluate_detections(images: Sequence[OdgtImage], detections: Detections) -> 
 
 
 def protocol(images: Sequence[OdgtImage], detections: Detections) -> list[str]:
-    """What the figures were measured on, and how: published numbers differ by it."""
+    """The conditions of the figures, by which published numbers differ."""
     counts = [len(found) for found in detections.values()]
     lowest = min((found[:, 4].min() for found in detections.values() if len(found)), default=None)
     regions = sum(int(image.ignored.sum()) for image in images)

@@ -118,7 +118,7 @@ def suppress(boxes: Floats, iou_thresh: float) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of an image's detections (D,) bool, in their order.
+    """Outcome of an image's detections, (D,) bool, in their order.
 
     ``true`` positives, ``false`` positives (neither: absorbed by an ignore region), and
     ``duplicates``: the false ones whose IoU with a matched ground truth is above 0.5. ``gts`` (D,):

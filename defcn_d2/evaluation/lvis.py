@@ -17,7 +17,7 @@ class _NumPy(types.ModuleType):
 
 
 def let_lvis_run() -> None:
-    """Let lvis (0.5.3, the newest) find ``np.float``, without which its evaluation fails.
+    """Give lvis (0.5.3, the newest) ``np.float``, without which its evaluation fails.
 
     Raises:
         ImportError: the package is not installed.

@@ -1,4 +1,4 @@
-"""What non-maximum suppression would still gain: two evaluations of one forward pass."""
+"""The gain that NMS would still bring: two evaluations of one forward pass."""
 
 import logging
 from collections import OrderedDict

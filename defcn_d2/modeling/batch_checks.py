@@ -10,12 +10,12 @@ from torch import Tensor
 from ..utils.box_fields import box_fields
 from ..utils.errors import UserError
 
-# Beyond it float32 does not tell neighbouring pixels apart.
+# Beyond it float32 has one value for neighbouring pixels.
 MAX_COORDINATE = 2.0**24
 
 
 class BatchError(UserError, ValueError):
-    """What a batch holds is no image, or no ground truth."""
+    """A batch holds something that is no image, or no ground truth."""
 
 
 def check_images(batched_inputs: list[dict], channels: int) -> None:
@@ -85,7 +85,7 @@ def check_ground_truths(batched_inputs: list[dict], num_classes: int) -> None:
 
 
 def image_name(i: int, x: object) -> str:
-    """What messages call image ``i`` of a batch: its number, and its file where that is known."""
+    """Name of image ``i`` of a batch in messages: its number, and its file where that is known."""
     file = x.get("file_name") if isinstance(x, dict) else None
     return f"image {i} of the batch" + (f" ({str(file)!r})" if file else "")
 
@@ -130,7 +130,7 @@ def _is_size(value: object) -> bool:
 def _first_not_finite(images: list[Tensor]) -> int | None:
     """Index of an image that holds NaN or infinity; only those of floats are looked at.
 
-    The sum over an image tells; where it is no finite number, it may also have overflown.
+    The sum over an image shows it; where it is no finite number, it may also have overflown.
     """
     floats = [i for i, image in enumerate(images) if image.is_floating_point()]
     if not floats:
@@ -205,7 +205,7 @@ def _cat(tensors: list[Tensor]) -> Tensor:
 
 
 def _fault(gt: Instances, index: int, num_classes: int) -> str:
-    """What is wrong with a ground truth, its value, and the remedy."""
+    """The fault of a ground truth, its value, and the remedy."""
     label = int(gt.gt_classes[index])
     if not 0 <= label < num_classes:
         return (

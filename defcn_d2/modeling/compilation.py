@@ -70,7 +70,7 @@ class Compilation:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of the module itself are compiled."""
+    """Reports if calls of the module itself are compiled."""
     return module._compiled_call_impl is not None
 
 

@@ -1,4 +1,4 @@
-"""From scores and boxes of all locations to detections (method section 8)."""
+"""Detections from the scores and boxes of all locations (method section 8)."""
 
 import torch
 from detectron2.structures import Boxes, Instances

@@ -69,7 +69,7 @@ class DeFCN(nn.Module):
             neck: between feature maps and head, see ``NECK_REGISTRY``.
             aux_head: for training alone; its set "main" is called "aux", others "aux_<name>".
             score_thresh, topk_candidates: see ``find_candidates``.
-            topk_only: detections by ``find_topk`` in place of ``find_candidates``.
+            topk_only: detections by ``find_topk`` instead of ``find_candidates``.
             nms_thresh: IoU for class-wise NMS, or None for end-to-end detection.
             nms_boxes: the predicted boxes that decide in NMS: a name in ``Predictions.extra``, or
                 "" for the boxes themselves.
@@ -319,7 +319,7 @@ def build_prior_generator(cfg: CfgNode, strides: list[int]) -> DefaultAnchorGene
 
 
 def _channels_and_strides(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> tuple[int, list[int]]:
-    """Of the feature maps ``MODEL.DEFCN.IN_FEATURES``, finest first."""
+    """Channels and strides of the feature maps ``MODEL.DEFCN.IN_FEATURES``, finest first."""
     names = cfg.MODEL.DEFCN.IN_FEATURES
     missing = [name for name in names if name not in shapes]
     if missing:

@@ -74,7 +74,7 @@ def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) 
 
 
 def is_compiled(device_type: str = "cpu") -> bool:
-    """Whether tensors on this type of device ("cpu", "cuda") run through the compiled operator."""
+    """Reports if tensors on a type of device ("cpu", "cuda") run through the compiled operator."""
     return _library.supports(device_type)
 
 

@@ -34,7 +34,7 @@ class Library:
     _warned: set[str] = field(default_factory=set)
 
     def supports(self, device_type: str) -> bool:
-        """Whether tensors on this type of device run through the compiled operator."""
+        """Reports if tensors on this type of device run through the compiled operator."""
         return device_type in ("cpu", "cuda") and device_type not in self.missing
 
     def warn_once(self, device_type: str) -> None:

@@ -1,4 +1,4 @@
-"""What the compiled library leaves to Python: fake tensors and autograd of its operators.
+"""The Python part of the compiled operators: fake tensors and autograd.
 
 ===========================  ==========================================================
 ``max_filter_3d``            ``(Tensor[] levels, int tau, int kernel_size) -> Tensor[]``

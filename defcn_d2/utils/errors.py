@@ -41,7 +41,7 @@ def as_user_error(
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the lines that follow its first."""
+    """The first line of an error's message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

@@ -1,4 +1,4 @@
-"""Processes that ``torchrun`` has started: they join one group, and one of them tells what fails.
+"""Processes that ``torchrun`` has started: they join one group, and one of them reports what fails.
 
 Detectron2's own launcher starts its processes itself and needs nothing of this.
 """
@@ -23,7 +23,7 @@ _store: "distributed.Store | None" = None
 
 @dataclass(frozen=True)
 class Torchrun:
-    """What ``torchrun`` tells a process in its environment.
+    """The variables that ``torchrun`` sets in a process's environment.
 
     Attributes:
         rank: of all ``world_size`` processes.
@@ -111,7 +111,7 @@ def agree_on_start(store: "distributed.Store", rank: int, world_size: int) -> in
     """The number of this start of the processes, from 1, the same in all of them.
 
     torchrun keeps its store when it starts the processes again, with all that those before them
-    have left there, and does not tell which start it is: its count of restarts is that of one
+    have left there, and does not say which start it is: its count of restarts is that of one
     machine. So each process asks under a name of its own, which the first one answers.
     """
     name = uuid.uuid4().hex
@@ -135,7 +135,7 @@ def agree_on_start(store: "distributed.Store", rank: int, world_size: int) -> in
 
 
 def is_first_to_fail() -> bool:
-    """Whether no other process has failed before; asked once, by one that fails.
+    """Reports if no other process has failed before; asked once, by one that fails.
 
     What fails in one process makes others fail, with errors that say nothing of the cause; and
     what is wrong for all fails in all of them.

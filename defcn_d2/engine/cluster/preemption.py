@@ -47,7 +47,7 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """What a process knows of signals, from ``listening`` on.
+    """State of a process with regard to signals, from ``listening`` on.
 
     A signal counts at the end of a step (``steps``), so that all processes stop at the same one;
     outside of steps it raises ``Preempted`` at once.
@@ -145,7 +145,7 @@ class Preemption:
 class Stops(HookBase):
     """Ends a run, in all processes after the same step, when one of them is asked to.
 
-    The processes tell each other while the step goes on, and do not wait for it. The number of
+    The processes agree while the step goes on, and do not wait for it. The number of
     images that were skipped in this run, which goes into the metrics, travels with it.
     """
 
@@ -181,7 +181,7 @@ class Stops(HookBase):
 
 
 def outlive_signals(worker: int) -> None:
-    """Let a worker of a data loader go on when a signal is sent to all processes of a run.
+    """Make a worker of a data loader go on when a signal is sent to all processes of a run.
 
     The process that it works for still needs it until the step ends. Only that one may end it, by
     SIGTERM as PyTorch does; a worker also ends by itself when that process is gone.

@@ -1,4 +1,4 @@
-"""What losses are divided by: counts of the whole batch, over all workers, reduced once a step."""
+"""Divisors of losses: counts of the whole batch, over all workers, reduced once a step."""
 
 from collections.abc import Callable, Iterable
 

@@ -115,7 +115,7 @@ def focal_problems(cfg: CfgNode, key: str, name: str) -> Iterator[str]:
 
 
 def focal_difference_cost(probability: Tensor, alpha: float, gamma: float) -> Tensor:
-    """What the focal loss gains by a location's turning foreground (arXiv 2012.05780, eq. 2).
+    """Change of the focal loss as a location turns foreground (arXiv 2012.05780, eq. 2).
 
     Args:
         probability: (M, R) in [0, 1], of each ground truth's class.

@@ -157,7 +157,7 @@ def above_mean_std(score: Tensor, candidates: Tensor) -> Tensor:
 
 
 def centerness(priors: Priors, gt_boxes: Tensor, gt_idxs: Tensor) -> Tensor:
-    """How central every prior's location is in the ground truth that it learns.
+    """Centerness of every prior's location in the ground truth that it learns.
 
     sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))  (arXiv 1904.01355, eq. 3).
 

@@ -48,7 +48,7 @@ def best_pairs(
     radius: float,
     score: Score,
 ) -> tuple[Pairs, Tensor]:
-    """Of each ground truth the M allowed pairs of the highest finite scores, as ``scored_pairs``.
+    """The M allowed pairs of highest finite score of each ground truth, as ``scored_pairs``.
 
     Which of several equal scores come last among them is not defined.
     """
