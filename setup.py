@@ -104,7 +104,7 @@ def default_archs(version: tuple[int, int]) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What a person needs to see of an error."""
+    """The part of an error that a person needs to see."""
     text = str(error)
     if len(error.args) > 1 and isinstance(error.args[0], str):  # PyTorch forgets to format some
         text = error.args[0] % error.args[1:]
@@ -162,7 +162,7 @@ def make_build_ext(torch: Any) -> type:
             self.errors[key_of(ext)] = reason_of(error)
             if key_of(ext) == "cuda" and os.environ.get("FORCE_CUDA") == "1":
                 raise error
-            tell(f"{ext.name} was not built, the package works without it: {reason_of(error)}")
+            notice(f"{ext.name} was not built, the package works without it: {reason_of(error)}")
 
         def _write_record(self) -> None:
             in_place = self.inplace or getattr(self, "editable_mode", False)
@@ -215,7 +215,7 @@ def cuda_extension(torch: Any) -> Extension | None:
     if cuda_home is None or torch.version.cuda is None:
         if forced == "1":
             sys.exit("FORCE_CUDA=1, but there is no nvcc or this PyTorch is built without CUDA")
-        tell("no CUDA toolkit found (nvcc): building the CPU operators alone")
+        notice("no CUDA toolkit found (nvcc): building the CPU operators alone")
         return None
     os.environ["CUDA_HOME"] = cuda_home  # read when torch.utils.cpp_extension is imported
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_archs(nvcc_version(cuda_home)))
@@ -229,8 +229,8 @@ def cuda_extension(torch: Any) -> Extension | None:
     )
 
 
-def tell(message: str) -> None:
-    """Seen with ``pip install -v``, and where a build fails."""
+def notice(message: str) -> None:
+    """Print a line, seen with ``pip install -v`` and where a build fails."""
     print(f"defcn_d2: {message}", file=sys.stderr, flush=True)
 
 
@@ -240,10 +240,10 @@ def build_arguments() -> dict[str, Any]:
         return {}
     torch = import_torch()
     if torch is None:
-        tell("PyTorch is not installed here: installing without compiled operators")
+        notice("PyTorch is not installed here: installing without compiled operators")
         return {}
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
-        tell(f"PyTorch {torch.__version__} is older than 2.10: no compiled operators")
+        notice(f"PyTorch {torch.__version__} is older than 2.10: no compiled operators")
         return {}
     cuda = cuda_extension(torch)  # first: it settles CUDA_HOME
     return {

@@ -33,7 +33,7 @@ CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
 
 
 class Mistake(Exception):
-    """Something that the user can put right; told in one line."""
+    """An error that the user can put right, reported in one line."""
 
 
 class Detections(NamedTuple):

@@ -109,8 +109,8 @@ def reference(source: str) -> str:
             raise ValueError(f"{key} has no comment in {SOURCE.name}; add a line of why above it")
         group, _, name = key.rpartition(".")
         shown = f'"{value}"' if isinstance(value, str) else value
-        told, above[group] = above.get(group), text
-        cell = "as above" if told == text else text.replace("|", "\\|")
+        previous, above[group] = above.get(group), text
+        cell = "as above" if previous == text else text.replace("|", "\\|")
         row = f"| `{name}` | `{shown}` | {cell} |"
         tables.setdefault(group, []).append(row)
     parts = [HEAD]

@@ -1,9 +1,9 @@
 """Run a step again whose loss was not finite: ``python tools/replay.py nonfinite_*.pth``.
 
 A training that ends with such a loss leaves a dump of the weights and the images of that step. This
-command computes its losses once more, of all images and of each one alone, and tells which weights,
-images, predictions and gradients are not finite. KEY VALUE pairs change the config, to try what
-would have helped; ``--anomaly`` names the operator whose gradient became NaN first.
+command computes its losses once more, of all images and of each one alone, and reports which
+weights, images, predictions and gradients are not finite. KEY VALUE pairs change the config, to try
+what would have helped; ``--anomaly`` names the operator whose gradient became NaN first.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     model.load_state_dict(dump["model"])
     model.train()
     print(f"iteration {dump['iteration']}, process {dump['rank']}")
-    show("losses then", dump["losses"])
-    faults = show_tensors("weights", dict(model.named_parameters()))
-    show_tensors("statistics, after that step", dict(model.named_buffers()))  # no cause
+    print_values("losses then", dump["losses"])
+    faults = print_not_finite("weights", dict(model.named_parameters()))
+    print_not_finite("statistics, after that step", dict(model.named_buffers()))  # no cause
     for batch in dump["batches"]:
         inputs = [to_input(image) for image in batch]
         for image in inputs:
-            faults += show_tensors(f"image {image.get('file_name', '?')!r}", tensors_of(image))
+            faults += print_not_finite(f"image {image.get('file_name', '?')!r}", tensors_of(image))
         seed_generators(dump["seed"], dump["rank"], dump["iteration"])
         faults += replay(model, cfg, inputs, args.anomaly)
     print("all is finite this time" if not faults else f"{faults} things are not finite")
@@ -104,7 +104,7 @@ def to_input(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensors_of(image: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Its pixels and boxes."""
+    """Pixels and boxes of an image, by name."""
     tensors = {"pixels": image["image"]}
     if "instances" in image:
         tensors |= {name: boxes.tensor for name, boxes in box_fields(image["instances"]).items()}
@@ -114,62 +114,64 @@ def tensors_of(image: Mapping[str, Any]) -> dict[str, Tensor]:
 def replay(model: nn.Module, cfg: CfgNode, inputs: Batch, anomaly: bool) -> int:
     """Compute a batch again; returns how many things are not finite."""
     faults = 0
-    with precision_of(cfg), predictions_shown(model) as counts, anomaly_mode(anomaly):
+    with precision_of(cfg), predictions_checked(model) as counts, anomaly_mode(anomaly):
         losses = model(inputs)
-        faults += show("losses now", {name: float(x.detach()) for name, x in losses.items()})
+        faults += print_values(
+            "losses now", {name: float(x.detach()) for name, x in losses.items()}
+        )
         for image in inputs if len(inputs) > 1 else []:
             name = f"  of {image.get('file_name', '?')!r} alone"
             with torch.no_grad():
-                show(name, {k: float(x) for k, x in model([image]).items()})
+                print_values(name, {k: float(x) for k, x in model([image]).items()})
         faults += sum(counts[:1])
         model.zero_grad()
         sum(losses.values()).backward()
     gradients = {k: x.grad for k, x in model.named_parameters() if x.grad is not None}
-    return faults + show_tensors("gradients", gradients)
+    return faults + print_not_finite("gradients", gradients)
 
 
 def precision_of(cfg: CfgNode) -> contextlib.AbstractContextManager:
-    """That in which the network ran."""
+    """The precision in which the network ran, as a context."""
     if not cfg.SOLVER.AMP.ENABLED:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, PRECISIONS[cfg.SOLVER.AMP.PRECISION])
 
 
 def anomaly_mode(enabled: bool) -> contextlib.AbstractContextManager:
-    """PyTorch's, if asked for."""
+    """PyTorch's detection of anomalies, if asked for."""
     return torch.autograd.detect_anomaly() if enabled else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def predictions_shown(model: Any) -> Iterator[list[int]]:
-    """Within the block what a DeFCN predicts is looked at; gives the counts of each forward."""
+def predictions_checked(model: Any) -> Iterator[list[int]]:
+    """Check what a DeFCN predicts within the block; gives the counts of each forward."""
     counts: list[int] = []
     if not hasattr(model, "predict"):
         yield counts
         return
     predict = model.predict
 
-    def shown(images: Tensor) -> Any:
+    def checked(images: Tensor) -> Any:
         priors, predictions = predict(images)
         parts = {k: x for k, x in vars(predictions).items() if isinstance(x, Tensor)}
         title = "predictions" if not counts else "  predictions"
-        counts.append(show_tensors(title, parts))
+        counts.append(print_not_finite(title, parts))
         return priors, predictions
 
-    model.predict = shown
+    model.predict = checked
     try:
         yield counts
     finally:
         del model.predict
 
 
-def show(title: str, values: Mapping[str, float]) -> int:
+def print_values(title: str, values: Mapping[str, float]) -> int:
     """Print numbers; returns how many are not finite."""
     print(f"{title}: " + ", ".join(f"{name} {x:.6g}" for name, x in values.items()))
     return sum(not torch.tensor(x).isfinite() for x in values.values())
 
 
-def show_tensors(title: str, tensors: Mapping[str, Tensor]) -> int:
+def print_not_finite(title: str, tensors: Mapping[str, Tensor]) -> int:
     """Print what is not finite; returns how many of the tensors have such values."""
     bad = {name: x for name, x in tensors.items() if not x.isfinite().all()}
     for name, x in list(bad.items())[:_SHOWN]:

@@ -43,7 +43,7 @@ class ComponentRegistry(Registry):
         self._defaults: dict[str, str] = {}
 
     def register(self, obj: Any = None, *, default: Iterable[str] = ()) -> Any:
-        """As Detectron2's.
+        """Add a class, as Detectron2's ``Registry.register``.
 
         Args:
             default: nodes below ``MODEL.DEFCN`` whose ``NAME`` is this class unless set.

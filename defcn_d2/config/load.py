@@ -147,7 +147,7 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
 
 
 @contextlib.contextmanager
-def value_errors_told(cfg: CfgNode) -> Iterator[None]:
+def value_errors_as_user_errors(cfg: CfgNode) -> Iterator[None]:
     """Within the block, errors that a value of the config has caused become ``UserError``."""
     try:
         yield

@@ -19,14 +19,14 @@ from .defaults import add_defcn_config
 from .rules import (
     ConfigError,
     check_rules,
-    each,
-    first,
+    first_problem,
+    list_of,
     norm_name,
     numbers,
     one_of,
     unknown_name,
     value_of,
-    whole,
+    whole_numbers,
 )
 
 
@@ -42,22 +42,22 @@ def _device(key: str, value: object) -> str | None:
 MODEL_RULES = {
     "MODEL.DEFCN.PRIORS": one_of("points", "anchors"),
     "MODEL.DEFCN.SCORE_THRESH_TEST": numbers("[0, 1]"),
-    "MODEL.DEFCN.TOPK_CANDIDATES_TEST": whole("[1, inf)"),
+    "MODEL.DEFCN.TOPK_CANDIDATES_TEST": whole_numbers("[1, inf)"),
     "MODEL.DEFCN.NMS_TYPE": one_of("none", "class_wise"),
     "MODEL.DEFCN.NMS_THRESH_TEST": numbers("[0, 1]"),
     "MODEL.DEVICE": _device,
-    "MODEL.PIXEL_MEAN": each(numbers("(-inf, inf)")),
-    "MODEL.PIXEL_STD": each(numbers("(0, inf)")),
-    "MODEL.FPN.OUT_CHANNELS": whole("[1, inf)"),
+    "MODEL.PIXEL_MEAN": list_of(numbers("(-inf, inf)")),
+    "MODEL.PIXEL_STD": list_of(numbers("(0, inf)")),
+    "MODEL.FPN.OUT_CHANNELS": whole_numbers("[1, inf)"),
     "MODEL.FPN.NORM": norm_name,
     "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
     "MODEL.RESNETS.NORM": norm_name,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": whole("[1, inf)"),
-    "MODEL.BACKBONE.FREEZE_AT": whole("[0, inf)"),
-    "INPUT.MIN_SIZE_TEST": whole("[0, inf)"),
-    "INPUT.MAX_SIZE_TEST": whole("[1, inf)"),
-    "INPUT.MAX_PIXELS": whole("[0, inf)"),
-    "TEST.DETECTIONS_PER_IMAGE": whole("[1, inf)"),
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": whole_numbers("[1, inf)"),
+    "MODEL.BACKBONE.FREEZE_AT": whole_numbers("[0, inf)"),
+    "INPUT.MIN_SIZE_TEST": whole_numbers("[0, inf)"),
+    "INPUT.MAX_SIZE_TEST": whole_numbers("[1, inf)"),
+    "INPUT.MAX_PIXELS": whole_numbers("[0, inf)"),
+    "TEST.DETECTIONS_PER_IMAGE": whole_numbers("[1, inf)"),
 }
 
 
@@ -68,7 +68,7 @@ def check_model_config(cfg: CfgNode) -> None:
     """
     _check_names_and_types(cfg)
     check_rules(cfg, MODEL_RULES)
-    problem = first(_contradictions(cfg))
+    problem = first_problem(_contradictions(cfg))
     if problem is not None:
         raise ConfigError(problem)
 

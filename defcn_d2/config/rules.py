@@ -101,7 +101,7 @@ def numbers(interval: str, divisor: int | None = None, remainder: int = 0) -> Ru
     return rule
 
 
-def whole(interval: str) -> Rule:
+def whole_numbers(interval: str) -> Rule:
     """Whole numbers of an interval."""
     return numbers(interval, divisor=1)
 
@@ -138,13 +138,13 @@ def norm_of(channels: int) -> Rule:
     return rule
 
 
-def each(rule: Rule, least: int = 1) -> Rule:
+def list_of(rule: Rule, least: int = 1) -> Rule:
     """A list or a tuple of ``least`` values or more that all keep a rule."""
 
     def of_list(key: str, values: Any) -> str | None:
         if not isinstance(values, (list, tuple)) or len(values) < least:
             return f"{key} is {values!r}, but must be a list of at least {least}"
-        return first(rule(f"{key} {list(values)}: a value", value) for value in values)
+        return first_problem(rule(f"{key} {list(values)}: a value", value) for value in values)
 
     return of_list
 
@@ -154,6 +154,6 @@ def optional(rule: Rule) -> Rule:
     return lambda key, value: None if value is None else rule(key, value)
 
 
-def first(problems: Iterable[str | None]) -> str | None:
+def first_problem(problems: Iterable[str | None]) -> str | None:
     """The first that is one."""
     return next((problem for problem in problems if problem is not None), None)

@@ -4,7 +4,16 @@ from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 
-from .rules import ConfigError, check_rules, each, first, numbers, one_of, optional, whole
+from .rules import (
+    ConfigError,
+    check_rules,
+    first_problem,
+    list_of,
+    numbers,
+    one_of,
+    optional,
+    whole_numbers,
+)
 
 _AT_LEAST_0 = numbers("[0, inf)")
 #: Rules for the keys that ``build_optimizer`` reads.
@@ -31,38 +40,38 @@ _SAMPLERS = (
 
 #: Rules for what an evaluation depends on, and a training as well.
 EVALUATION_RULES = {
-    "SEED": whole("(-inf, 4294967295]"),  # NumPy's
-    "DATALOADER.NUM_WORKERS": whole("[0, inf)"),
+    "SEED": whole_numbers("(-inf, 4294967295]"),  # NumPy's
+    "DATALOADER.NUM_WORKERS": whole_numbers("[0, inf)"),
     "DATALOADER.ON_ERROR": one_of("stop", "skip"),
 }
 #: Rules for what a training depends on besides.
 TRAINING_RULES = {
     **OPTIMIZER_RULES,
     "MODEL.EMA.DECAY": numbers("[0, 1)"),
-    "MODEL.EMA.WARMUP": whole("[0, inf)"),
-    "SOLVER.MAX_ITER": whole("[1, inf)"),
-    "SOLVER.IMS_PER_BATCH": whole("[1, inf)"),
-    "SOLVER.ACCUMULATE": whole("[1, inf)"),
-    "SOLVER.CHECKPOINT_PERIOD": whole("[1, inf)"),
-    "SOLVER.CHECKPOINT_KEEP": whole("[0, inf)"),
+    "MODEL.EMA.WARMUP": whole_numbers("[0, inf)"),
+    "SOLVER.MAX_ITER": whole_numbers("[1, inf)"),
+    "SOLVER.IMS_PER_BATCH": whole_numbers("[1, inf)"),
+    "SOLVER.ACCUMULATE": whole_numbers("[1, inf)"),
+    "SOLVER.CHECKPOINT_PERIOD": whole_numbers("[1, inf)"),
+    "SOLVER.CHECKPOINT_KEEP": whole_numbers("[0, inf)"),
     "SOLVER.LR_SCHEDULER_NAME": one_of(*_SCHEDULES),
-    "SOLVER.STEPS": each(whole("[1, inf)"), least=0),
+    "SOLVER.STEPS": list_of(whole_numbers("[1, inf)"), least=0),
     "SOLVER.GAMMA": numbers("(0, 1]"),
     "SOLVER.BASE_LR_END": numbers("[0, inf)"),
     "SOLVER.WARMUP_FACTOR": numbers("[0, 1]"),
-    "SOLVER.WARMUP_ITERS": whole("[0, inf)"),
+    "SOLVER.WARMUP_ITERS": whole_numbers("[0, inf)"),
     "SOLVER.WARMUP_METHOD": one_of("constant", "linear"),
-    "INPUT.MIN_SIZE_TRAIN": each(whole("[0, inf)")),
+    "INPUT.MIN_SIZE_TRAIN": list_of(whole_numbers("[0, inf)")),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
-    "INPUT.MAX_SIZE_TRAIN": whole("[1, inf)"),
+    "INPUT.MAX_SIZE_TRAIN": whole_numbers("[1, inf)"),
     "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
     "INPUT.CROP.TYPE": one_of("relative", "relative_range", "absolute", "absolute_range"),
-    "INPUT.CROP.SIZE": each(numbers("(0, inf)"), least=2),
+    "INPUT.CROP.SIZE": list_of(numbers("(0, inf)"), least=2),
     "DATALOADER.SAMPLER_TRAIN": one_of(*_SAMPLERS),
     "DATALOADER.REPEAT_THRESHOLD": numbers("[0, inf)"),
-    "TEST.EVAL_PERIOD": whole("[0, inf)"),
-    "TEST.PRECISE_BN.NUM_ITER": whole("[1, inf)"),
-    "VIS_PERIOD": whole("[0, inf)"),
+    "TEST.EVAL_PERIOD": whole_numbers("[0, inf)"),
+    "TEST.PRECISE_BN.NUM_ITER": whole_numbers("[1, inf)"),
+    "VIS_PERIOD": whole_numbers("[0, inf)"),
 }
 
 
@@ -72,7 +81,7 @@ def check_training_config(cfg: CfgNode) -> None:
     The message is one sentence that names the key, its value and what it must be.
     """
     check_rules(cfg, TRAINING_RULES)
-    problem = first(_contradictions(cfg))
+    problem = first_problem(_contradictions(cfg))
     if problem is not None:
         raise ConfigError(problem)
 

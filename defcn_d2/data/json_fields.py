@@ -50,20 +50,22 @@ _NAMES: dict[type | tuple[type, ...], str] = {
 def field(value: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     """The value of key ``name`` of a JSON object; ValueError unless there, and of this kind."""
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {shown(value)}")
+        raise ValueError(f"expected a JSON object, got {short_repr(value)}")
     if name not in value:
         found = [key if key.isidentifier() else repr(key) for key in list(value)[:10]]
         keys = f" (its keys: {', '.join(found)})" if value else ""
         raise ValueError(f"{name!r} is missing{keys}")
     if not isinstance(value[name], kind) or isinstance(value[name], bool):
-        raise ValueError(f"{name!r} must be {_NAMES[kind]}, got {shown(value[name])}")
+        raise ValueError(f"{name!r} must be {_NAMES[kind]}, got {short_repr(value[name])}")
     if isinstance(value[name], str) and not _is_text(value[name]):
-        raise ValueError(f"{name!r} has a character that no file can hold, {shown(value[name])}")
+        raise ValueError(
+            f"{name!r} has a character that no file can hold, {short_repr(value[name])}"
+        )
     return value[name]
 
 
 def _is_text(value: str) -> bool:
-    r"""Whether it can be encoded: JSON can hold halves of characters, such as "\ud800"."""
+    r"""Checks that it can be encoded: JSON can hold halves of characters, such as "\ud800"."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -72,19 +74,19 @@ def _is_text(value: str) -> bool:
 
 
 def is_box(value: Any) -> bool:
-    """Four numbers x, y, w, h, the latter two not negative."""
+    """Checks for four numbers x, y, w, h, the latter two not negative."""
     numbers = isinstance(value, list) and len(value) == 4 and all(is_number(v) for v in value)
     return numbers and min(value[2:]) >= 0
 
 
 def is_number(value: Any) -> bool:
-    """Finite and sensible; NaN and infinities, which Python's JSON accepts, are not."""
+    """Checks for a sensible number; NaN and infinities, which Python's JSON accepts, are none."""
     return (
         isinstance(value, (int, float)) and not isinstance(value, bool) and -LIMIT < value < LIMIT
     )
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value for an error message, cut if long."""
     try:
         text = repr(value)

@@ -98,7 +98,7 @@ def check_annotations(annotations: Sequence[Record], extra_boxes: Sequence[str] 
 
 
 class BlankWhereBroken:
-    """For evaluations with ``DATALOADER.ON_ERROR`` "skip": a black image in place of a broken one.
+    """Mapper for evaluations with ``DATALOADER.ON_ERROR`` "skip": broken images become black.
 
     The image is evaluated, with whatever the model sees in black, which is nothing as a rule: its
     objects count as missed.

@@ -38,7 +38,7 @@ def find_images(inputs: Iterable[str]) -> list[str]:
 def output_files(inputs: Sequence[str], output: str) -> list[Path]:
     """A file for each input: ``output`` itself for a single image, else in the folder ``output``.
 
-    The folder is made. Names that occur twice there are told apart by a number; what has no
+    The folder is made. Names that occur twice there get a number; what has no
     suffix of an image becomes a .png.
 
     Raises:

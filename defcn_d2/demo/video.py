@@ -28,7 +28,7 @@ CODECS = {
     ".mkv": ("X264", "mp4v", "MJPG"),
     ".avi": ("XVID", "MJPG"),
 }
-_FRAMES_PER_SECOND = 25.0  # of a source that does not tell
+_FRAMES_PER_SECOND = 25.0  # of a source without a rate
 _TRIES = 10  # reads in a row that may fail before a source has ended
 _CONVERT = "convert it, as to .mp4"
 
@@ -84,7 +84,7 @@ def run_on_video(
                 if window is not None and not window.show(pixels, wait=False):
                     break
             else:
-                frames.tell_end()
+                frames.report_end()
         except KeyboardInterrupt:
             print("\ninterrupted")
     if done == 0:
@@ -99,7 +99,7 @@ class Frames:
     """The frames of a video or a camera, (H, W, 3) uint8 in RGB; all of the first one's size.
 
     Attributes:
-        expected: how many there are to be, or None where the source does not tell.
+        expected: how many there are to be, or None where the source has no count.
         rate: frames a second.
         cut_short: whether frames of a file could not be read.
     """
@@ -132,8 +132,8 @@ class Frames:
                 frame = cv2.resize(frame, (size[1], size[0]))
             yield np.ascontiguousarray(frame[:, :, ::-1])
 
-    def tell_end(self) -> None:
-        """Say of what has been read to its end if that was not as it should be."""
+    def report_end(self) -> None:
+        """Report a source that has ended too early."""
         if self.expected is None:
             if "camera" in self.name or "://" in self.name:
                 print(f"{self.name} gives no more pictures after {self._read}", file=sys.stderr)
@@ -240,7 +240,7 @@ class VideoWriter:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without OpenCV's lines about what it has tried in vain, where it can be told so."""
+    """Silence OpenCV's lines about what it has tried in vain, where that is possible."""
     logging = getattr(getattr(cv2, "utils", None), "logging", None)
     if logging is None:
         yield

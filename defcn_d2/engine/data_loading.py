@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.mapper import SKIPPED, ImageError, Record
 from ..utils.errors import UserError
 from .cluster.preemption import outlive_signals
-from .seeds import seeded
+from .seeds import seeded_generators
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class TrainingLoader:
         rank, processes = comm.get_rank(), comm.get_world_size()
         indices = enumerate(build_sampler(self._cfg, self._records, self._mapper, self.seed))
         draws = ((rank + i * processes, index) for i, index in indices)
-        return grouped(draws, self._is_wide, self._batch_size)
+        return grouped_by_orientation(draws, self._is_wide, self._batch_size)
 
     def _count_skipped(self, batch: list[Record]) -> None:
         for problems in (x.pop(SKIPPED, ()) for x in batch):
@@ -148,7 +148,7 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, draw: Draw) -> Record:
         position, index = draw
-        with seeded(self.seed, position):
+        with seeded_generators(self.seed, position):
             return self._load(index)
 
     def _load(self, index: int) -> Record:
@@ -205,7 +205,7 @@ def build_sampler(cfg: CfgNode, records: Dataset, mapper: Callable, seed: int) -
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = seed
-    with seeded(seed):
+    with seeded_generators(seed):
         sampler = build._train_loader_from_config(cfg, mapper, dataset=records)["sampler"]
     sampler._seed = seed
     return sampler
@@ -217,7 +217,7 @@ def _noting(batches: Iterable[list[Draw]], drawn: deque[list[Draw]]) -> Iterator
         yield batch
 
 
-def grouped(
+def grouped_by_orientation(
     draws: Iterable[Draw], is_wide: Sequence[bool], batch_size: int
 ) -> Iterator[list[Draw]]:
     """Batches of draws whose images are all wide, or all not; in the order they become full.

@@ -77,7 +77,7 @@ class WeightsEMA:
         return self.decay * -math.expm1(-self.updates / self.warmup)
 
     @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
+    def weights_in_model(self) -> Iterator[None]:
         """Within the block the model has the averaged weights, then its own again, bit by bit.
 
         All processes must enter it together.

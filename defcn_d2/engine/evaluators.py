@@ -14,7 +14,7 @@ from detectron2.evaluation import (
 
 from ..data.readers.own_data import own_data
 from ..evaluation.coco_json import OwnDataEvaluator
-from ..evaluation.lvis import let_lvis_run
+from ..evaluation.lvis import add_numpy_float
 from ..evaluation.nms_gap import NMSGapEvaluator
 from ..utils.errors import UserError, as_user_error
 
@@ -41,7 +41,7 @@ def _pascal_voc(name: str, folder: str) -> DatasetEvaluator:
 
 def _lvis(name: str, folder: str) -> DatasetEvaluator:
     with as_user_error(ImportError, f"data set {name!r}: {{}}; pip install lvis"):
-        let_lvis_run()
+        add_numpy_float()
         return LVISEvaluator(name, output_dir=folder)
 
 

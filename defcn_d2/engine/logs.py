@@ -6,7 +6,7 @@ import warnings
 
 from detectron2.utils.logger import setup_logger
 
-from ..utils.printable import harmless
+from ..utils.printable import escape_controls
 
 # Pages that Detectron2 prints before it begins.
 _PAGES = (
@@ -38,7 +38,7 @@ def setup_logging(output_dir: str, rank: int = 0) -> None:
     own = setup_logger(output_dir, distributed_rank=rank, name="defcn_d2", abbrev_name="defcn")
     detectron2 = setup_logger(output_dir, distributed_rank=rank)
     for handler in (*fvcore.handlers, *own.handlers, *detectron2.handlers):
-        handler.addFilter(harmless)
+        handler.addFilter(escape_controls)
     for handler in detectron2.handlers:
         if getattr(handler, "stream", None) is sys.stdout:
             handler.addFilter(_is_short)

@@ -55,7 +55,7 @@ class NonFiniteLoss(FloatingPointError):
 
     @classmethod
     @contextlib.contextmanager
-    def of(
+    def raise_unless_finite(
         cls, losses: dict[str, Tensor], batches: list[list[dict]]
     ) -> Iterator[dict[str, Tensor]]:
         """Within the block, which reads the losses from the device, they are found to be finite.

@@ -119,7 +119,7 @@ class Predictor:
 
     @torch.no_grad()
     def detections(self, image: np.ndarray) -> Instances:
-        """As the call's, of one (H, W, 3) uint8 array in RGB."""
+        """Detections of one (H, W, 3) uint8 array in RGB, on the CPU, best first."""
         return self.model([self.inputs(image)])[0]["instances"].to("cpu")
 
     def inputs(self, image: np.ndarray) -> dict[str, Any]:

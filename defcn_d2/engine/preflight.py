@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from PIL import ImageMode
 
-from ..config.load import value_errors_told
+from ..config.load import value_errors_as_user_errors
 from ..config.rules import ConfigError, check_rules
 from ..config.training_rules import EVALUATION_RULES, check_training_config
 from ..data import DatasetError
@@ -119,7 +119,7 @@ def _check_model(cfg: CfgNode) -> None:
 def _check_parts(kind: type[DeFCN], cfg: CfgNode) -> None:
     """Build a model that takes no memory: its parts know best what they cannot do."""
     try:
-        with value_errors_told(cfg), torch.device("meta"):
+        with value_errors_as_user_errors(cfg), torch.device("meta"):
             kind(cfg)
     except UserError:
         raise

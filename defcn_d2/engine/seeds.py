@@ -46,7 +46,7 @@ def seed_generators(*numbers: int, devices: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
+def seeded_generators(*numbers: int) -> Iterator[None]:
     """Within the block the generators of the CPU are seeded by ``numbers``; then as before."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed_generators(*numbers, devices=False)

@@ -91,7 +91,7 @@ class StepTrainer(SimpleTrainer):
                     self.backward(_sum(losses.values()))
                 figures.append(self._figures())
         losses, means = on_host(parts.losses(), _mean(figures))
-        with NonFiniteLoss.of(losses, batches):
+        with NonFiniteLoss.raise_unless_finite(losses, batches):
             self._write_metrics(losses, data_time)
             for name, value in means.items():
                 get_event_storage().put_scalar(name, value.item())

@@ -20,7 +20,7 @@ from ..utils.command_line import add_weights, overrides
 from ..utils.errors import as_user_error
 from ..weights.checkpointer import Checkpointer
 from .cluster.distributed import Torchrun
-from .cluster.preemption import Preemption, forwarding
+from .cluster.preemption import Preemption, forwarding_signals
 from .cpu import use_cpu
 from .datasets import load_records
 from .logs import setup_logging
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         main(args)
         return 0
     try:
-        with forwarding():
+        with forwarding_signals():
             launch(
                 _worker,
                 args.num_gpus,

@@ -25,7 +25,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..config.load import value_errors_told
+from ..config.load import value_errors_as_user_errors
 from ..data.mapper import BlankWhereBroken, CheckedMapper
 from ..evaluation.nms_gap import WithAndWithoutNMS
 from ..utils.errors import UserError, as_user_error
@@ -98,7 +98,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model of a config; ``UserError`` where a value in it is at fault."""
-        with value_errors_told(cfg):
+        with value_errors_as_user_errors(cfg):
             model = super().build_model(cfg)
         if cfg.TEST.WITH_NMS:  # what cannot be evaluated so is found now
             WithAndWithoutNMS(model, cfg.MODEL.DEFCN.NMS_THRESH_TEST)
@@ -165,9 +165,9 @@ class Trainer(DefaultTrainer):
         return [*own, *theirs]
 
     def _evaluate(self) -> OrderedDict:
-        averaged = self.ema.applied() if self.ema is not None else contextlib.nullcontext()
+        averaged = self.ema.weights_in_model() if self.ema is not None else contextlib.nullcontext()
         try:
-            with self.preemption.at_once(), averaged:
+            with self.preemption.preempted_at_once(), averaged:
                 self._last_eval_results = self.test(self.cfg, self.model)
         except Preempted:
             if self.iter < self.max_iter - 1:
@@ -179,7 +179,7 @@ class Trainer(DefaultTrainer):
 
     def _save_and_stop(self, together: bool = False) -> None:
         """End the run after the step that it is at; ``together``: all processes are here."""
-        with self.preemption.deaf():
+        with self.preemption.ignoring_signals():
             name = f"model_{self.iter:07d}"
             if self.iter < self.max_iter - 1 and self.checkpointer.last_name() != name:
                 self.checkpointer.save(name, iteration=self.iter)

@@ -16,7 +16,7 @@ class _NumPy(types.ModuleType):
         return getattr(numpy, name)
 
 
-def let_lvis_run() -> None:
+def add_numpy_float() -> None:
     """Give lvis (0.5.3, the newest) ``np.float``, without which its evaluation fails.
 
     Raises:

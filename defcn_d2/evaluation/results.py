@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..data.json_fields import is_box, is_number, shown
+from ..data.json_fields import is_box, is_number, short_repr
 from ..data.readers.odgt import AnnotationError
 from ..data.synthetic.generation import DatasetError
 
@@ -41,7 +41,7 @@ def read_results(path: Path, image_ids: Iterable[str | int]) -> dict[str, npt.ND
         try:
             image_id, row = _row(entry)
             if image_id not in found:
-                raise ValueError(f"no image has the ID {shown(image_id)}")
+                raise ValueError(f"no image has the ID {short_repr(image_id)}")
         except ValueError as error:
             raise AnnotationError(f"{path}, entry {number}: {error}") from None
         found[image_id].append(row)
@@ -50,12 +50,14 @@ def read_results(path: Path, image_ids: Iterable[str | int]) -> dict[str, npt.ND
 
 def _row(entry: object) -> tuple[str, list[float]]:
     if not isinstance(entry, dict) or not {"image_id", "bbox", "score"} <= entry.keys():
-        raise ValueError(f"expected an object with image_id, bbox and score, got {shown(entry)}")
+        raise ValueError(
+            f"expected an object with image_id, bbox and score, got {short_repr(entry)}"
+        )
     box, score, category = entry["bbox"], entry["score"], entry.get("category_id", 0)
     if not (is_box(box) and is_number(score) and is_number(category)):
         raise ValueError(
             "bbox must be x, y, width, height in pixels, score and category_id numbers, got "
-            f"{shown(box)}, {shown(score)} and {shown(category)}"
+            f"{short_repr(box)}, {short_repr(score)} and {short_repr(category)}"
         )
     x, y, width, height = box
     return str(entry["image_id"]), [x, y, x + width, y + height, score, category]

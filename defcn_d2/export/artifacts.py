@@ -24,7 +24,7 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 
 OUTPUT_NAMES = ("boxes", "scores", "classes")
 OPSET = 18
-"""Of the ONNX file: the exporter's own; newer ones add nothing that these graphs use."""
+"""Operator set of the ONNX file: the exporter's own; newer ones add nothing that is used."""
 
 MIN_TORCH = (2, 10)
 EXTRA = 'pip install "defcn-d2[export]"'
@@ -32,7 +32,7 @@ EXTRA = 'pip install "defcn-d2[export]"'
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an export gives.
+    """An exported model, and its program in its own runtime.
 
     Attributes:
         content: of the file.

@@ -1,4 +1,4 @@
-"""How far two lists of detections are apart."""
+"""Differences between two lists of detections."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What two detections of the same thing may differ by.
+    """Limits of the difference between two detections of the same thing.
 
     Attributes:
         scores: absolute.
@@ -30,14 +30,14 @@ FLOAT16 = Tolerance(scores=0.01, boxes=0.5, relative=0.01)
 
 @dataclass(frozen=True)
 class Detections:
-    """Of one image, best first: boxes (k, 4) in pixels, scores (k,), classes (k,)."""
+    """Detections of one image, best first: boxes (k, 4) in pixels, scores (k,), classes (k,)."""
 
     boxes: Tensor
     scores: Tensor
     classes: Tensor
 
     @classmethod
-    def of(cls, instances: Instances) -> "Detections":
+    def from_instances(cls, instances: Instances) -> "Detections":
         found = instances.to("cpu")
         return cls(found.pred_boxes.tensor, found.scores, found.pred_classes)
 
@@ -53,7 +53,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between what was found and what was wanted.
+    """Difference between the detections found and those wanted.
 
     Attributes:
         compared: detections that were looked for.
@@ -79,7 +79,7 @@ class Difference:
         )
 
     def faults(self, tolerance: Tolerance) -> list[str]:
-        """What is beyond the tolerance, a phrase for each output."""
+        """Differences beyond the tolerance, a phrase for each output."""
         faults = []
         if not self.scores <= tolerance.scores:
             faults.append(f"'scores' differ by {self.scores:.3g} (at most {tolerance.scores:g})")
@@ -96,7 +96,7 @@ class Difference:
         return faults
 
 
-def ranks_apart(found: Detections, wanted: Detections) -> Difference:
+def difference_by_rank(found: Detections, wanted: Detections) -> Difference:
     """Scores compared rank by rank: equal detections in another order make no difference."""
     if len(found) != len(wanted):
         return Difference(len(wanted), missing=abs(len(found) - len(wanted)))
@@ -104,7 +104,9 @@ def ranks_apart(found: Detections, wanted: Detections) -> Difference:
     return Difference(scores=_largest(apart))
 
 
-def apart(found: Detections, wanted: Detections, floor: float, tolerance: Tolerance) -> Difference:
+def difference_above(
+    found: Detections, wanted: Detections, floor: float, tolerance: Tolerance
+) -> Difference:
     """Look for each wanted detection above a score among those found.
 
     Its counterpart is the nearest box of the same class and, within the tolerance, score.
@@ -136,10 +138,10 @@ def apart(found: Detections, wanted: Detections, floor: float, tolerance: Tolera
     )
 
 
-def both_ways(a: Detections, b: Detections, topk: int, tolerance: Tolerance) -> Difference:
-    """All of ``a`` in ``b`` and of ``b`` in ``a``, but for what either's top-k may have cut off."""
+def mutual_difference(a: Detections, b: Detections, topk: int, tolerance: Tolerance) -> Difference:
+    """Look for ``a`` in ``b`` and ``b`` in ``a``, except what either's top-k may have cut off."""
     floor = max(_cut_at(a, topk), _cut_at(b, topk)) + 2 * tolerance.scores
-    return apart(a, b, floor, tolerance) + apart(b, a, floor, tolerance)
+    return difference_above(a, b, floor, tolerance) + difference_above(b, a, floor, tolerance)
 
 
 def _cut_at(detections: Detections, topk: int) -> float:

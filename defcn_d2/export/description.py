@@ -1,4 +1,4 @@
-"""What travels with an exported model: names of the classes, how to feed it, where it is from."""
+"""Description of an exported model: names of the classes, how to feed it, where it is from."""
 
 import json
 

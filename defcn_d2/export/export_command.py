@@ -156,7 +156,7 @@ def read_images(name: str | None, max_pixels: int = 0) -> list[np.ndarray]:
 
 
 def default_topk(cfg: CfgNode) -> int:
-    """As many as the model gives; where NMS will choose among them, as many as it chooses from."""
+    """Number of detections that the model gives or, with NMS, that NMS chooses from."""
     if cfg.MODEL.DEFCN.NMS_TYPE == "none":
         return min(cfg.TEST.DETECTIONS_PER_IMAGE, MAX_TOPK)
     return min(cfg.MODEL.DEFCN.TOPK_CANDIDATES_TEST, MAX_TOPK)

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     import onnx
 
 STANDARD_DOMAINS = ("", "ai.onnx")
-# Control flow, operators whose output sizes hang on the values of their inputs, and NMS.
+# Control flow, operators whose output sizes depend on the values of their inputs, and NMS.
 FORBIDDEN = ("If", "Loop", "Scan", "SequenceMap", "NonZero", "NonMaxSuppression", "Unique")
 MAX_BYTES = 2**31 - 1
 
 
 def check_graph(model: onnx.ModelProto) -> Counter[str]:
-    """How many operators of each kind a model holds.
+    """Number of operators of each kind in a model of standard operators.
 
     Raises:
         RuntimeError: one is not of the standard's, or is control flow.

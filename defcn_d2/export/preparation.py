@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def fold_batch_norms(model: nn.Module) -> None:
-    """Let Detectron2's convolutions do the work of their batch norms, in place.
+    """Fold batch norms into Detectron2's convolutions, in place.
 
     ``model`` is in inference mode. A norm without statistics or of another kind stays.
     """
@@ -34,7 +34,7 @@ def _fold(conv: nn.Conv2d, norm: Any) -> None:
 
 
 def to_half(model: nn.Module) -> None:
-    """Let a model compute in float16, in place, but for its normalisations.
+    """Make a model compute in float16, in place, except its normalisations.
 
     Their sums of squares leave the range of float16.
     """

@@ -19,9 +19,9 @@ from .comparison import (
     Detections,
     Difference,
     Tolerance,
-    apart,
-    both_ways,
-    ranks_apart,
+    difference_above,
+    difference_by_rank,
+    mutual_difference,
 )
 from .detector import DeployedDetector
 
@@ -91,8 +91,8 @@ def verify_deployed(
         difference = Difference()
         for ours, wanted, candidates in zip(found, one_topk, by_level, strict=True):
             floor = float(ours.scores.min()) + 2 * FLOAT32.scores
-            difference += both_ways(ours.visible(), wanted, deployed.topk, FLOAT32)
-            difference += apart(ours.visible(), candidates, floor, FLOAT32)
+            difference += mutual_difference(ours.visible(), wanted, deployed.topk, FLOAT32)
+            difference += difference_above(ours.visible(), candidates, floor, FLOAT32)
         _refuse("the detector for deployment and DeFCN.forward", difference, batch, FLOAT32)
         total += difference
     return total
@@ -101,7 +101,7 @@ def verify_deployed(
 def _ordinary(
     model: DeFCN, deployed: DeployedDetector, batch: Tensor, topk_only: bool
 ) -> list[Detections]:
-    """What ``DeFCN.forward`` finds, without NMS."""
+    """Detections by ``DeFCN.forward``, without NMS."""
     chooser = copy.copy(model)  # of the same weights
     chooser.topk_only, chooser.nms_thresh = topk_only, None
     chooser.max_detections = deployed.topk
@@ -111,7 +111,7 @@ def _ordinary(
         images = F.interpolate(batch, deployed.resize, mode="bilinear", align_corners=False)
     inputs = [{"image": image, "height": height, "width": width} for image in images]
     with torch.no_grad():
-        return [Detections.of(result["instances"]) for result in chooser(inputs)]
+        return [Detections.from_instances(result["instances"]) for result in chooser(inputs)]
 
 
 def verify_artifact(
@@ -138,15 +138,15 @@ def verify_artifact(
                 f"PyTorch {[tuple(x.shape) for x in wanted]}, for images {tuple(batch.shape)}"
             )
         for ours, theirs in zip(_split(found), _split(wanted), strict=True):
-            difference += ranks_apart(ours, theirs)
-            difference += both_ways(ours, theirs, len(theirs), tolerance)
+            difference += difference_by_rank(ours, theirs)
+            difference += mutual_difference(ours, theirs, len(theirs), tolerance)
         _refuse("the export and PyTorch", difference, batch, tolerance)
         total += difference
     return total
 
 
 def tolerance_of(half: bool) -> Tolerance:
-    """Between an export in this precision and PyTorch in float32."""
+    """Tolerance between an export in this precision and PyTorch in float32."""
     return FLOAT16 if half else FLOAT32
 
 

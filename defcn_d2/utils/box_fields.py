@@ -14,7 +14,7 @@ def field_name(name: str) -> str:
 
 
 def is_box_field(field: str) -> bool:
-    """Whether a field of ground truth holds boxes, ``gt_boxes`` included."""
+    """Reports if a field of ground truth holds boxes, ``gt_boxes`` included."""
     return field.startswith("gt_") and field.endswith("_boxes")
 
 

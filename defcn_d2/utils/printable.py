@@ -25,7 +25,7 @@ def printable_lines(text: object) -> str:
     return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
 
 
-def harmless(record: logging.LogRecord) -> bool:
+def escape_controls(record: logging.LogRecord) -> bool:
     """A filter of a log handler: what is logged goes through ``printable_lines``."""
     record.msg, record.args = printable_lines(record.getMessage()), None
     return True

@@ -1,4 +1,4 @@
-"""Which locations each matcher makes positive, level by level."""
+"""Locations that each matcher makes positive, level by level."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -17,7 +17,7 @@ _COLORS = (
     *("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple"),
     *("tab:brown", "tab:pink", "tab:olive", "tab:cyan", "black"),
 )
-# Key of metrics.json -> title and unit of its panel, where they can be told better than by the key.
+# Key of metrics.json -> title and unit of its panel, where the key says too little.
 _PANELS = {
     "total_loss": ("Total training loss", "loss"),
     "lr": ("Learning rate", "learning rate"),
@@ -46,7 +46,7 @@ def read_metrics(path: Path) -> Rows:
 
 
 def load_runs(paths: Sequence[Path]) -> dict[str, Rows]:
-    """Rows by name of the run, which is as much of its path as tells the runs apart.
+    """Rows by name of the run, which is as much of its path as distinguishes the runs.
 
     Args:
         paths: of runs' folders or of their metrics.json.
@@ -69,7 +69,7 @@ def load_runs(paths: Sequence[Path]) -> dict[str, Rows]:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """Folders' names, with as many of their parents as tell them apart."""
+    """Folders' names, with as many of their parents as distinguish them."""
     parts = [file.absolute().parent.parts for file in files]
     if len(set(files)) < len(files):
         raise UserError("a run is given twice: give each once")

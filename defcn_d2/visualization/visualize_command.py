@@ -73,7 +73,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of this process.
 
     Returns:
-        the exit status: 0, or 1 after a mistake, told in a sentence.
+        the exit status: 0, or 1 after a mistake, reported in a sentence.
     """
     args = parse_arguments(arguments)
     _COMMANDS[args.command](args)

@@ -159,7 +159,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         return os.path.basename(path).removesuffix(".pth")
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As Detectron2's, from the newest checkpoint that can be read.
+        """Load the newest checkpoint that can be read or, without any, the weights ``path``.
 
         Args:
             path: ``MODEL.WEIGHTS``, for a run that has no checkpoint.
@@ -202,7 +202,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
     def load(
         self, path: str, checkpointables: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As Detectron2's.
+        """Load a file into the model and the ``checkpointables``, as Detectron2's.
 
         Raises:
             CheckpointError: the file is not there or cannot be fetched; see ``read_checkpoint``;

@@ -37,10 +37,10 @@ def strip_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_of_detector(weights: Mapping[str, Any]) -> bool:
-    """Whether weights are of a detector, whatever its head, and not of a backbone alone."""
+    """Reports if weights are of a detector, whatever its head, and not of a backbone alone."""
     return any(name.startswith("head.") for name in weights)
 
 
 def is_derived(name: str) -> bool:
-    """Whether the state of this name need not stand in a checkpoint."""
+    """Reports if the state of this name need not stand in a checkpoint."""
     return _DERIVED.match(name) is not None

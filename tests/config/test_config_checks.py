@@ -18,7 +18,15 @@ from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
 from defcn_d2.config.load import load_config
 from defcn_d2.config.model_rules import MODEL_RULES, check_model_config
-from defcn_d2.config.rules import ConfigError, check_rules, each, numbers, one_of, optional, whole
+from defcn_d2.config.rules import (
+    ConfigError,
+    check_rules,
+    list_of,
+    numbers,
+    one_of,
+    optional,
+    whole_numbers,
+)
 from defcn_d2.config.training_rules import EVALUATION_RULES, TRAINING_RULES, check_training_config
 from defcn_d2.engine.preflight import check
 from defcn_d2.modeling.backbone.build import build_defcn_narrow_fpn_backbone
@@ -366,11 +374,13 @@ def test_whole_numbers(value: int, parity: tuple[int, int]) -> None:
 def test_sentences_of_rules() -> None:
     assert numbers("(0, 1]")("A.B", 2) == "A.B is 2, but must be above 0 and at most 1"
     assert numbers("[0, inf)", 2)("A.B", 1) == "A.B is 1, but must be even and at least 0"
-    assert whole("[1, inf)")("A.B", 1.0) == "A.B is 1.0, but must be a whole number at least 1"
+    assert (
+        whole_numbers("[1, inf)")("A.B", 1.0) == "A.B is 1.0, but must be a whole number at least 1"
+    )
     assert numbers("[0, inf)")("A.B", math.nan) == "A.B is nan, but must be finite"
     words = "A.B 'Stop' is unknown; one of: '', skip, stop (did you mean 'stop'?)"
     assert one_of("stop", "skip", "")("A.B", "Stop") == words
-    each_one = each(whole("[1, inf)"))
+    each_one = list_of(whole_numbers("[1, inf)"))
     assert each_one("A.B", (1, 0)) == "A.B [1, 0]: a value is 0, but must be at least 1"
     assert each_one("A.B", ()) == "A.B is (), but must be a list of at least 1"
-    assert optional(whole("[1, inf)"))("A.B", None) is None
+    assert optional(whole_numbers("[1, inf)"))("A.B", None) is None

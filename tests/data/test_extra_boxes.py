@@ -16,7 +16,7 @@ from PIL import Image
 from defcn_d2.data.errors import DatasetError
 from defcn_d2.data.extra_boxes import extra_box_names
 from defcn_d2.data.mapper import CheckedMapper, ImageError
-from defcn_d2.engine.seeds import seeded
+from defcn_d2.engine.seeds import seeded_generators
 
 WIDTH, HEIGHT = 60, 40
 CROP = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [24, 30]]
@@ -75,10 +75,10 @@ def test_they_go_where_detectron2_would_take_them(record, seed, flip, crop):
     """Each kind of box as the only box of its object, through Detectron2's own mapper."""
     cfg = config("INPUT.RANDOM_FLIP", flip, *crop)
     mapper, plain = CheckedMapper.from_config(cfg, True), DatasetMapper(cfg, True)
-    with seeded(seed, 0):
+    with seeded_generators(seed, 0):
         image = mapper(record)
     gt = image["instances"]
-    with seeded(seed, 0):
+    with seeded_generators(seed, 0):
         expected = plain(record)
     assert torch.equal(image["image"], expected["image"])
     assert torch.equal(gt.gt_boxes.tensor, expected["instances"].gt_boxes.tensor)
@@ -87,7 +87,7 @@ def test_they_go_where_detectron2_would_take_them(record, seed, flip, crop):
         for label in (2, 5):
             (own,) = [x for x in record["annotations"] if x["category_id"] == label]
             alone = {**own, "bbox": own[f"{name}_bbox"]}
-            with seeded(seed, 0):
+            with seeded_generators(seed, 0):
                 (one,) = [plain({**record, "annotations": [alone]})["instances"]]
             boxes = gt.get(f"gt_{name}_boxes").tensor[gt.gt_classes == label]
             if len(boxes) and len(one):  # Detectron2 drops what has no area
@@ -100,7 +100,7 @@ def test_crops_drop_objects(record):
     """Some seed crops away one object, whose extra boxes go with it."""
     lengths = set()
     for seed in range(20):
-        with seeded(seed, 0):
+        with seeded_generators(seed, 0):
             found = fields_of(config(*CROP), record)
         lengths |= {tuple(len(x) for x in found.values())}
     assert {(1,) * 4, (2,) * 4} <= lengths <= {(0,) * 4, (1,) * 4, (2,) * 4}

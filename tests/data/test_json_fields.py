@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defcn_d2.data import DatasetError
-from defcn_d2.data.json_fields import parse_json, shown
+from defcn_d2.data.json_fields import parse_json, short_repr
 from defcn_d2.data.readers.coco import read_coco
 from defcn_d2.data.readers.odgt import read_odgt
 from defcn_d2.evaluation.results import read_results
@@ -45,7 +45,7 @@ def test_what_is_too_deep_to_be_shown():
     value = []
     for _ in range(100_000):
         value = [value]
-    assert shown(value) == "a list of great depth"
+    assert short_repr(value) == "a list of great depth"
     while value:  # piece by piece: all at once is deep as well
         value = value[0]
 

@@ -121,7 +121,7 @@ def test_a_camera_that_ends(capsys):
 
     frames = Frames(Camera(), 1)
     assert list(frames) == []
-    frames.tell_end()
+    frames.report_end()
     assert capsys.readouterr().err == "camera 1 gives no more pictures after 0\n"
 
 
@@ -167,7 +167,7 @@ def test_the_end_of_a_stream_is_told_and_that_of_a_file_is_not(capsys):
     for name in ("x.avi", "rtsp://host/x"):
         frames = Frames(Source(), name)
         assert frames.expected is None
-        frames.tell_end()
+        frames.report_end()
         assert not frames.cut_short
     assert capsys.readouterr().err == "'rtsp://host/x' gives no more pictures after 0\n"
 

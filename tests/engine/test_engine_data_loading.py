@@ -28,7 +28,7 @@ from defcn_d2.engine.data_loading import (
     LoaderError,
     TrainingLoader,
     build_sampler,
-    grouped,
+    grouped_by_orientation,
 )
 from defcn_d2.engine.reporting import describe
 
@@ -141,7 +141,7 @@ def test_each_process_has_its_share(records, monkeypatch):
 @settings(deadline=None, max_examples=50)
 def test_groups(is_wide, size):
     draws = [(place, index) for place, index in enumerate(range(len(is_wide)))]
-    batches = list(grouped(draws, is_wide, size))
+    batches = list(grouped_by_orientation(draws, is_wide, size))
     for batch in batches:
         assert len(batch) == size and len({is_wide[i] for _, i in batch}) == 1
     ends = [batch[-1][0] for batch in batches]

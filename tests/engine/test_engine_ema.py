@@ -75,7 +75,7 @@ def test_narrow_weights_are_averaged_in_float32():
         ema.update()  # steps of 0.001, which bfloat16 rounds away near 1
     torch.testing.assert_close(ema.weights["conv.weight"], torch.full((2, 1, 1, 1), 2 - 0.999**3))
     assert ema.model_weights()["conv.weight"].dtype == torch.bfloat16
-    with ema.applied():
+    with ema.weights_in_model():
         assert model.conv.weight.dtype == torch.bfloat16
 
 
@@ -88,7 +88,7 @@ def test_live_weights_come_back_bit_by_bit(fails):
     parameters = dict(model.named_parameters())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
-        with ema.applied():
+        with ema.weights_in_model():
             for name, value in model.state_dict().items():
                 assert torch.equal(value, ema.weights[name])
             assert not torch.equal(model.conv.weight, before["conv.weight"])

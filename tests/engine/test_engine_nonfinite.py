@@ -138,14 +138,17 @@ def test_of_several_processes_the_one_with_the_cause_tells(monkeypatch):
     monkeypatch.setattr(nonfinite, "_HEAD_START", 0.0)
     monkeypatch.setattr(nonfinite.comm, "get_world_size", lambda: 2)
     fine = {"loss": torch.tensor(1.0)}
-    with NonFiniteLoss.of(fine, []) as losses:
+    with NonFiniteLoss.raise_unless_finite(fine, []) as losses:
         assert losses is fine
-    with pytest.raises(NonFiniteLoss) as info, NonFiniteLoss.of(fine, []):
+    with pytest.raises(NonFiniteLoss) as info, NonFiniteLoss.raise_unless_finite(fine, []):
         raise FloatingPointError("the mean over processes is")
     info.value.iteration = 3
     assert "the loss of another process became infinite or NaN at iteration 3" in str(info.value)
     bad = {"loss": torch.tensor(1.0), "other": torch.tensor(float("inf"))}
-    with pytest.raises(NonFiniteLoss) as info, NonFiniteLoss.of(bad, [[{"file_name": "a.jpg"}]]):
+    with (
+        pytest.raises(NonFiniteLoss) as info,
+        NonFiniteLoss.raise_unless_finite(bad, [[{"file_name": "a.jpg"}]]),
+    ):
         pass
     assert "(other inf), with the images 'a.jpg'" in describe(info.value)
 

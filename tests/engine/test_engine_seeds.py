@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from defcn_d2 import add_defcn_config
 from defcn_d2.engine import seeds
-from defcn_d2.engine.seeds import seed_generators, seed_of_run, seeded
+from defcn_d2.engine.seeds import seed_generators, seed_of_run, seeded_generators
 
 
 def draw() -> tuple[float, float, float]:
@@ -39,18 +39,18 @@ def test_a_block_leaves_the_generators_as_they_were():
     expected = [draw(), draw()]
     seed_generators(1)
     found = [draw()]
-    with seeded(7, 8):
+    with seeded_generators(7, 8):
         inside = draw()
     found.append(draw())
     assert found == expected
-    with seeded(7, 8):
+    with seeded_generators(7, 8):
         assert draw() == inside
-    with pytest.raises(KeyError), seeded(7):
+    with pytest.raises(KeyError), seeded_generators(7):
         raise KeyError
     seed_generators(3)
     third = draw()
     seed_generators(3)
-    with pytest.raises(KeyError), seeded(7):
+    with pytest.raises(KeyError), seeded_generators(7):
         raise KeyError
     assert draw() == third
 

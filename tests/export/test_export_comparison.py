@@ -14,9 +14,9 @@ from defcn_d2.export.comparison import (
     Detections,
     Difference,
     Tolerance,
-    apart,
-    both_ways,
-    ranks_apart,
+    difference_above,
+    difference_by_rank,
+    mutual_difference,
 )
 
 
@@ -32,7 +32,7 @@ def test_comparison_knows_what_differs():
     wanted = detections(FIRST, SECOND, THIRD)
 
     def faults(*rows: Any) -> list[str]:
-        return both_ways(detections(*rows), wanted, 3, FLOAT32).faults(FLOAT32)
+        return mutual_difference(detections(*rows), wanted, 3, FLOAT32).faults(FLOAT32)
 
     assert faults(FIRST, SECOND, THIRD) == []
     assert faults(SECOND, FIRST, THIRD) == []  # in another order
@@ -43,17 +43,17 @@ def test_comparison_knows_what_differs():
     assert "'boxes'" in faults((float("nan"), 0, 9, 9, 0.9, 1), SECOND, THIRD)[0]
     assert "'scores' differ by inf" in Difference(scores=float("inf")).faults(FLOAT32)[0]
     loose = Tolerance(scores=0.02, boxes=0.1, relative=0.1)
-    assert both_ways(detections((0, 0, 9, 9.5, 0.91, 1)), wanted, 3, loose).too_far == 0
+    assert mutual_difference(detections((0, 0, 9, 9.5, 0.91, 1)), wanted, 3, loose).too_far == 0
 
 
 def test_lists_of_different_length_differ():
     one, two = detections(FIRST), detections(FIRST, SECOND)
-    assert ranks_apart(one, two) == Difference(compared=2, missing=1)
-    assert ranks_apart(two, one) == Difference(compared=1, missing=1)
-    assert ranks_apart(two, two) == Difference()
-    assert apart(detections(), two, 0.0, FLOAT32) == Difference(compared=2, missing=2)
-    assert apart(detections(), two, 0.85, FLOAT32) == Difference(compared=1, missing=1)
-    assert apart(detections(), two, 0.9, FLOAT32) == Difference()
+    assert difference_by_rank(one, two) == Difference(compared=2, missing=1)
+    assert difference_by_rank(two, one) == Difference(compared=1, missing=1)
+    assert difference_by_rank(two, two) == Difference()
+    assert difference_above(detections(), two, 0.0, FLOAT32) == Difference(compared=2, missing=2)
+    assert difference_above(detections(), two, 0.85, FLOAT32) == Difference(compared=1, missing=1)
+    assert difference_above(detections(), two, 0.9, FLOAT32) == Difference()
 
 
 def test_latency_is_the_median_of_five_calls_or_more(monkeypatch):

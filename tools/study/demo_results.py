@@ -1,4 +1,4 @@
-"""The figures of ``make demo``: read from what a run has left, told as text and as Markdown."""
+"""The figures of ``make demo``: read from what a run has left, as text and as Markdown."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def show(summary: dict[str, Any], output: Path) -> None:
+def print_results(summary: dict[str, Any], output: Path) -> None:
     """Print the results: scores, time, files."""
     print(f"\n{table(summary)}\n\ntime, restarts included:")
     for name, seconds in summary["seconds"].items():

@@ -27,8 +27,8 @@ from demo_results import (  # noqa: E402
     FILES,
     last_evaluation,
     print_coco_summary,
+    print_results,
     read_metrics,
-    show,
     training_seconds,
     write_json,
 )
@@ -107,7 +107,7 @@ def make_demo(config_file: str, output: Path, opts: list[str]) -> int:
     is_the_same_run(output, cfg.dump())
     summary_file = output / "summary.json"
     if all((output / name).exists() for name in FILES):
-        show(json.loads(summary_file.read_text()), output)
+        print_results(json.loads(summary_file.read_text()), output)
         print(f"\nall was there already; to start afresh: rm -r {output}")
         return 0
     clock = Clock(output / "times.json")
@@ -124,12 +124,12 @@ def make_demo(config_file: str, output: Path, opts: list[str]) -> int:
     print_summaries(cfg.DATASETS.TEST[0], output)
     summary = summarize(cfg, output, clock.seconds)
     write_json(summary_file, summary)
-    show(summary, output)
+    print_results(summary, output)
     return 0
 
 
 def is_the_same_run(output: Path, config: str) -> None:
-    """Let a folder hold one run: ``UserError`` where it was begun with another config."""
+    """Claim a folder for one run: ``UserError`` where it was begun with another config."""
     from defcn_d2.utils.errors import UserError
 
     output.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def train(config_file: str, output: Path, opts: list[str], iterations: int) -> i
 
 
 def all_detections(output: Path) -> bool:
-    """Whether the detections of the last evaluation are there."""
+    """Reports if the detections of the last evaluation are there."""
     folders = [output / "inference" / name for name in EVALUATIONS.values()]
     return all((folder / "coco_instances_results.json").exists() for folder in folders)
 
@@ -180,7 +180,7 @@ def print_summaries(data: str, output: Path) -> None:
 
 
 def summarize(cfg: Any, output: Path, seconds: dict[str, float]) -> dict[str, Any]:
-    """What ``summary.json`` holds."""
+    """The content of ``summary.json``."""
     import detectron2
     import torch
 

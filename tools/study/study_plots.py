@@ -62,6 +62,6 @@ def _pairs(axes: Axes, figures: dict[str, dict[str, list[float]]], name: str) ->
 
 
 def _beside(place: float, seeds: Sequence[float]) -> list[float]:
-    """Places for dots so that seeds with equal values are told apart."""
+    """Places for dots so that seeds with equal values stay distinct."""
     step = WIDTH / 4
     return [place + step * (i - (len(seeds) - 1) / 2) for i in range(len(seeds))]

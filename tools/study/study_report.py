@@ -69,7 +69,7 @@ def table(figures: Figures, columns: dict[str, tuple[str, int]]) -> str:
 
 
 def expectations(shapes: Figures, crowd: Figures) -> str:
-    """What the papers lead one to expect beside what came out, as Markdown; ``""`` without data."""
+    """Expectations from the papers beside the results, as Markdown; ``""`` without data."""
     one_to_one = ("POTO", "POTO-3DMF", "POTO-3DMF-Aux")
     gaps = {variant: row["gap"] for variant, row in shapes.items()}
     rows = [
@@ -125,7 +125,7 @@ def _row(
 
 
 def describe(settings: Settings, figures: Sequence[Figures], machine: dict[str, Any]) -> str:
-    """How the figures were made: command, network, schedule, seeds, machine."""
+    """Conditions of the figures: command, network, schedule, seeds, machine."""
     seeds = [len(row["AP50"]) for part in figures for row in part.values()]
     count = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     spent = sum(sum(row["training_seconds"]) for part in figures for row in part.values())

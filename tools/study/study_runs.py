@@ -39,7 +39,7 @@ DETECTIONS = "coco_instances_results.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a study share; a run's folder keeps it and accepts no other."""
+    """Settings that all runs of a study share; a run's folder keeps them and accepts no others."""
 
     iterations: int
     batch: int
@@ -77,7 +77,7 @@ class Run:
         return [*start, "--resume", *map(str, overrides)]
 
     def figures(self, output: Path) -> dict[str, float] | None:
-        """What the run gave, or None where it is not finished."""
+        """Figures of the run, or None where it is not finished."""
         path = self.folder(output) / "figures.json"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -106,7 +106,7 @@ def plan(seeds: int, names: Sequence[str] = ()) -> list[Run]:
 
 
 def claim(run: Run, output: Path, settings: Settings) -> None:
-    """Let the folder of a run hold it with these settings.
+    """Claim the folder of a run for these settings.
 
     Raises:
         ValueError: it was begun with others.

@@ -76,14 +76,14 @@ def record(device: str, names: Sequence[str], weights: Path | None, output: Path
             None if weights is None else torch.load(weights / file, weights_only=True)["weights"]
         )
         try:
-            found = computed(defcn_d2.get_config(name, [*SMALL, "MODEL.DEVICE", device]), state)
+            found = outputs_of(defcn_d2.get_config(name, [*SMALL, "MODEL.DEVICE", device]), state)
         except Exception as error:  # the other variants are compared all the same
             found = {"error": f"{type(error).__name__}: {error}", "weights": {}}
         torch.save(found, output / file)
 
 
-def computed(cfg, weights: dict[str, Tensor] | None) -> dict:
-    """What a variant computes, with ``weights`` or, for None, with some of its own.
+def outputs_of(cfg, weights: dict[str, Tensor] | None) -> dict:
+    """Outputs of a variant, with ``weights`` or, for None, with some of its own.
 
     Returns:
         "initial" and "weights", state dicts before and after the weights were changed, and the
@@ -94,7 +94,7 @@ def computed(cfg, weights: dict[str, Tensor] | None) -> dict:
     torch.manual_seed(0)
     model = build_model(cfg)
     initial = _copy(model.state_dict())
-    weights = varied(initial) if weights is None else weights
+    weights = varied_weights(initial) if weights is None else weights
     faults = differences(
         {x: torch.empty(y.shape, device="meta") for x, y in weights.items()},
         {x: torch.empty(y.shape, device="meta") for x, y in initial.items()},
@@ -109,7 +109,7 @@ def computed(cfg, weights: dict[str, Tensor] | None) -> dict:
     return {"initial": initial, "weights": weights, "values": values}
 
 
-def varied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def varied_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights that differ from place to place: scores over the threshold, boxes of some size.
 
     Those of the beginning score 0.01 everywhere, and their boxes have no area.
@@ -198,8 +198,8 @@ def _kind(value: Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
-def compared(before: dict, after: dict) -> tuple[bool, str]:
-    """Whether two records of a variant are equal, and the sentence about it."""
+def comparison_of(before: dict, after: dict) -> tuple[bool, str]:
+    """Equality of two records of a variant, and the sentence about it."""
     for side, found in (("before", before), ("after", after)):
         if "error" in found:
             return False, f"{side}: {found['error']}"
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(ROOT, str(after), *chosen)
         results = []
         for path in sorted(before.glob("*.pth")):
-            equal, sentence = compared(
+            equal, sentence = comparison_of(
                 *(torch.load(x, weights_only=True) for x in (path, after / path.name))
             )
             print(f"{path.stem.replace('+', '/')}: {sentence}")

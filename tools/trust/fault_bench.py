@@ -127,7 +127,7 @@ class Bench:
         return process.returncode, text
 
     def must_end_alike(self, output: Path) -> None:
-        """Let a run finish, and compare what it ends with."""
+        """Finish a run, and compare what it ends with."""
         status, text = self.finish(output)
         assert status == 0, text
         different = differences(final_state(output), self.reference)
@@ -147,7 +147,7 @@ class Bench:
 
 
 def final_state(output: Path) -> dict[str, Any]:
-    """What a run ends with, the time that it took left out."""
+    """State at the end of a run, without the time that it took."""
     state = torch.load(output / "model_final.pth", weights_only=True)
     del state["trainer"]["hooks"]["TrainingTime"]
     return state

@@ -164,7 +164,7 @@ def read_only_folder(bench: Bench, number: int) -> str:
 
 
 def respect_rights() -> None:
-    """Let this process, if it is root's, not write where the rights forbid it (Linux)."""
+    """Forbid this process, if it is root's, to write where the rights do not allow it (Linux)."""
     drop_from_bounding_set, override_rights = 24, 1
     ctypes.CDLL(None).prctl(drop_from_bounding_set, override_rights, 0, 0, 0)
 

@@ -44,7 +44,7 @@ OUTCOMES = ("refused", "learnt", "reported", "detected", "failed")
 
 @dataclass
 class Row:
-    """What became of the batches of a kind."""
+    """Outcomes of the batches of a kind."""
 
     batches: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Row:
 
 
 def table(rows: dict[str, Row]) -> str:
-    """Markdown."""
+    """The rows as a table in Markdown."""
     heads = ["batches of", "number", *OUTCOMES, "seconds", "slowest", "memory, MiB"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     lines += [[name, *rows[name].cells()] for name in sorted(rows)]
@@ -111,7 +111,7 @@ def try_recipe(
 
 
 def peak_memory(call: Callable[[], Result]) -> tuple[Result, int]:
-    """What a call returns, and the most memory that the process had in it; 0 but on Linux."""
+    """Result of a call, and the peak of the process' memory in it; 0 except on Linux."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
     except OSError:

@@ -45,7 +45,7 @@ FAILED = ("unnoticed", "unnamed", "hang", "crash")
 
 
 class Result(NamedTuple):
-    """What became of a case."""
+    """Outcome of a case."""
 
     number: int
     damage: str
@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Of a case: seconds, and bytes beside what the process has at its beginning."""
+    """Limits of a case: seconds, and bytes beyond those of the process at its beginning."""
 
     seconds: float
     memory: int
@@ -124,7 +124,7 @@ def _run_in_child(
 
 
 def _be_child(kind: Kind, numbers: Sequence[int], seed: int, limits: Limits, writing: int) -> None:
-    """Never returns."""
+    """Run cases in the child process; never returns."""
     status = 1
     try:
         logging.disable()

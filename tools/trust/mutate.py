@@ -1,11 +1,11 @@
-"""Whether the tests notice changes of the code: mutmut over what decides the training signal.
+"""Check that the tests notice changes of the code: mutmut over what makes the training signal.
 
     python tools/trust/mutate.py             # hours; begins again where it was stopped
     python tools/trust/mutate.py --survivors # those again that no test had noticed
     python tools/trust/mutate.py --report    # the table of what there is so far
 
-Works in a copy of the repository, output/mutation, which tells mutmut (pip install -e '.[trust]')
-what to change and what to run. Delete it to begin anew: results are kept for functions that have
+Works in a copy of the repository, output/mutation, whose settings say what mutmut (pip install -e
+'.[trust]') changes and runs. Delete it to begin anew: results are kept for functions that have
 not changed since, also where their tests have. The differences of the mutants that no test has
 noticed stand in output/mutation/survivors.txt.
 """
@@ -53,7 +53,7 @@ NOTICED = ("killed", "timeout", "segfault", "suspicious")  # the last: ended in 
 CONFIGURABLE = "    @configurable\n"
 
 
-def undecorated(source: str) -> str:
+def without_decorator(source: str) -> str:
     """``configurable`` after the class: mutmut leaves functions with decorators as they are."""
     if CONFIGURABLE not in source:
         return source
@@ -74,7 +74,7 @@ def prepare() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
             if name.startswith("defcn_d2/modeling/matcher/"):
-                target.write_text(undecorated(target.read_text()))
+                target.write_text(without_decorator(target.read_text()))
                 shutil.copystat(ROOT / name, target)
     with open(FOLDER / "tests" / "conftest.py", "a") as file:
         file.write(PROFILE)
@@ -121,7 +121,7 @@ def results() -> dict[str, dict[str, str]]:
     return found
 
 
-def unnoticed(mutants: dict[str, str]) -> list[str]:
+def unnoticed_mutants(mutants: dict[str, str]) -> list[str]:
     return [x for x, status in mutants.items() if status not in (*NOTICED, "not checked")]
 
 
@@ -135,7 +135,7 @@ def report() -> int:
         noticed = sum(statuses[status] for status in NOTICED)
         undecided += statuses["not checked"]
         rows.append((name, len(mutants), noticed, len(mutants) - noticed - statuses["not checked"]))
-        survivors += [run_mutmut("show", mutant).stdout for mutant in unnoticed(mutants)]
+        survivors += [run_mutmut("show", mutant).stdout for mutant in unnoticed_mutants(mutants)]
     _, numbers, killed, left = zip(*rows)
     rows.append(("total", sum(numbers), sum(killed), sum(left)))
     print("| file | mutants | killed | survived | |\n|---|---:|---:|---:|---:|")
@@ -157,7 +157,7 @@ def main() -> int:
     args = parser.parse_args()
     if not args.report:
         prepare()
-        names = sum(map(unnoticed, results().values()), []) if args.survivors else []
+        names = sum(map(unnoticed_mutants, results().values()), []) if args.survivors else []
         run_mutmut("run", "--max-children", str(args.processes), *names)
     return report()
 

@@ -1,7 +1,7 @@
 """Anybody's data in COCO's format, checked as a whole before anything is done with them.
 
-What stands in a file is told at once: the mistakes with which training cannot work, or would be
-silently wrong, as a ``DatasetError``; those with which it makes sense, as warnings.
+All findings in a file are reported at once: the mistakes with which training cannot work, or would
+be silently wrong, as a ``DatasetError``; those with which it makes sense, as warnings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .findings import Findings
 
 @dataclass(frozen=True, eq=False)
 class CocoData:
-    """What a file in COCO's format holds, without what is left out.
+    """The content of a file in COCO's format, without what is left out.
 
     The boxes, N in all, are in the order of their images: ``boxes`` (N, 4) are x, y, width and
     height in pixels; ``areas`` (N,) those of the objects, for the evaluation by size; ``crowd``
@@ -50,7 +50,7 @@ class CocoData:
     lacking: list[str]
 
     def records(self) -> list[dict[str, Any]]:
-        """In Detectron2's standard format, as its ``load_coco_json`` gives them, without masks."""
+        """Records in Detectron2's standard format, as by its ``load_coco_json``, without masks."""
         records: list[dict[str, Any]] = [
             {
                 "file_name": os.path.join(self.image_root, image.file_name),
@@ -124,8 +124,8 @@ def read_coco(
 
     Args:
         annotations: the file.
-        image_root: the folder that its ``file_name`` are relative to. Images whose width and
-            height the file does not tell are read there.
+        image_root: the folder that its ``file_name`` are relative to. Images without width
+            and height in the file are read there.
         extra_boxes: names of ``DATASETS.EXTRA_BOXES``.
 
     Raises:

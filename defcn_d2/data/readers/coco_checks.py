@@ -1,4 +1,4 @@
-"""What only the whole of a file in COCO's format shows: images that are not there, odd boxes."""
+"""Checks of a whole file in COCO's format: images that are not there, odd boxes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def check_unit(path: Path, boxes: Floats, sizes: Integers) -> None:
 def useful_boxes(
     boxes: Floats, sizes: Integers, entries: Sequence[CocoBox], findings: Findings
 ) -> npt.NDArray[np.bool_]:
-    """Which boxes have an area within their image (N,) bool; tells those that have little.
+    """Mask (N,) bool of the boxes with an area in their image; reports those with little of it.
 
     Args:
         boxes: (N, 4) x, y, width, height in pixels.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...utils.box_fields import annotation_key
 from ..errors import DatasetError
-from ..json_fields import LIMIT, field, is_number, parse_json, shown
+from ..json_fields import LIMIT, field, is_number, parse_json, short_repr
 from .findings import Findings, Kind
 from .paths import check_name
 
@@ -49,7 +49,7 @@ _UNKNOWN_IMAGE = Kind(
 
 
 class CocoImage(NamedTuple):
-    """An entry of ``images``; ``size`` is (width, height), None where it does not tell."""
+    """An entry of ``images``; ``size`` is (width, height), None where it has none."""
 
     id: int | str
     file_name: str
@@ -60,7 +60,7 @@ class CocoBox(NamedTuple):
     """An entry of ``annotations``; ``box`` is x, y, width, height in pixels.
 
     ``area`` is that of the object (of its mask, where the file was made from masks), None where
-    the entry does not tell. ``crowd``: a group of objects, by ``iscrowd``, or something to
+    the entry has none. ``crowd``: a group of objects, by ``iscrowd``, or something to
     ``ignore``. ``extra_boxes`` are further ones by their keys, such as "visible_bbox".
     """
 
@@ -107,7 +107,7 @@ def read_images(entries: list[Any], findings: Findings) -> list[CocoImage]:
         rare = min(kinds, key=lambda kind: kinds[kind])
         others = "strings" if rare is int else "whole numbers"
         odd = (image for image in images if type(image.id) is rare)
-        findings.add_all(_BAD_ENTRY, odd, lambda x: f"image id {shown(x.id)} among {others}")
+        findings.add_all(_BAD_ENTRY, odd, lambda x: f"image id {short_repr(x.id)} among {others}")
         images = [image for image in images if type(image.id) is not rare]
     _find_repeated(_TWICE["images"], (image.id for image in images), findings)
     _find_repeated(_SAME_FILE, (image.file_name for image in images), findings)
@@ -128,18 +128,18 @@ def read_boxes(
     findings.add_all(
         _BAD_AREA,
         (x for x in entries if isinstance(x, dict) and not _is_area(x.get("area"))),
-        lambda x: f"annotation {shown(x.get('id'))} ({shown(x['area'])})",
+        lambda x: f"annotation {short_repr(x.get('id'))} ({short_repr(x['area'])})",
     )
     findings.add_all(
         _UNKNOWN_CATEGORY,
         (a for a in annotations if a.category_id not in categories),
-        lambda a: f"annotation {shown(a.id)} ({a.category_id})",
+        lambda a: f"annotation {short_repr(a.id)} ({a.category_id})",
     )
     known = {image.id for image in images}
     findings.add_all(
         _UNKNOWN_IMAGE,
         (a for a in annotations if a.image_id not in known),
-        lambda a: f"annotation {shown(a.id)} ({shown(a.image_id)})",
+        lambda a: f"annotation {short_repr(a.id)} ({short_repr(a.image_id)})",
     )
     return [a for a in annotations if a.image_id in known and a.category_id in categories]
 
@@ -153,7 +153,7 @@ def _understood(
         try:
             yield readers[name](entry, *arguments)
         except _BoxError as error:
-            findings.add(error.kind, f"annotation {shown(entry['id'])} ({error})")
+            findings.add(error.kind, f"annotation {short_repr(entry['id'])} ({error})")
         except _NameError as error:
             findings.add(_BAD_NAME, f"{name}[{number}] ({error})")
         except ValueError as error:
@@ -183,7 +183,7 @@ def _category(entry: Any) -> tuple[int, str]:
 def _id(entry: Any, key: str, kind: type | tuple[type, ...] = (int, str)) -> Any:
     value = field(entry, key, kind)
     if isinstance(value, int) and abs(value) >= 2**63:  # what arrays and other programs can hold
-        raise ValueError(f"{key!r} must have no more than 64 bits, got {shown(value)}")
+        raise ValueError(f"{key!r} must have no more than 64 bits, got {short_repr(value)}")
     return value
 
 
@@ -192,12 +192,14 @@ def _image(entry: Any) -> CocoImage:
     try:
         check_name(file_name)
     except ValueError:
-        raise _NameError(shown(file_name)) from None
+        raise _NameError(short_repr(file_name)) from None
     size = None
     if "width" in entry or "height" in entry:
         size = field(entry, "width", int), field(entry, "height", int)
         if not (0 < min(size) and max(size) < LIMIT):
-            raise ValueError(f"no image has width {shown(size[0])} and height {shown(size[1])}")
+            raise ValueError(
+                f"no image has width {short_repr(size[0])} and height {short_repr(size[1])}"
+            )
     return CocoImage(image_id, file_name, size)
 
 
@@ -208,7 +210,7 @@ def _annotation(entry: Any, extra_keys: Sequence[str]) -> CocoBox:
     extra_boxes = {key: _box(entry, key) for key in extra_keys if key in entry}
     for key in ("iscrowd", "ignore"):
         if entry.get(key, 0) not in (0, 1):
-            raise ValueError(f"{key!r} must be 0 or 1, got {shown(entry[key])}")
+            raise ValueError(f"{key!r} must be 0 or 1, got {short_repr(entry[key])}")
     area = entry.get("area")
     return CocoBox(
         annotation_id,
@@ -226,12 +228,12 @@ def _box(entry: dict[str, Any], key: str) -> list[float]:
         raise _BoxError(key, "it has none")
     box = entry[key]
     if not (isinstance(box, list) and len(box) == 4 and all(is_number(x) for x in box)):
-        raise _BoxError(key, shown(box))
+        raise _BoxError(key, short_repr(box))
     return box
 
 
 def _is_area(value: Any) -> bool:
-    """Whether it is the area of an object in pixels, or absent: None, or 0."""
+    """Checks that a value is the area of an object in pixels, or absent: None, or 0."""
     if value is None or isinstance(value, bool):
         return value is None
     return isinstance(value, (int, float)) and 0 <= value < LIMIT**2
@@ -239,4 +241,4 @@ def _is_area(value: Any) -> bool:
 
 def _find_repeated(kind: Kind, values: Iterable[Any], findings: Findings) -> None:
     repeated = (value for value, count in Counter(values).items() if count > 1)
-    findings.add_all(kind, repeated, shown)
+    findings.add_all(kind, repeated, short_repr)

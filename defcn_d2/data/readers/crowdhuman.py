@@ -16,10 +16,10 @@ from .odgt import OdgtImage, read_odgt
 
 
 def read_images(odgt: Path, image_root: Path | None) -> list[OdgtImage]:
-    """The images of an .odgt file, each with its size: as its line tells, else the image itself.
+    """The images of an .odgt file, each with its size: from its line, else from the image itself.
 
     Raises DatasetError where the file, or an image whose size must be read, is missing,
-    AnnotationError for a bad line. ``image_root`` may be None where the lines tell all sizes.
+    AnnotationError for a bad line. ``image_root`` may be None where the lines have all sizes.
     """
     try:
         images = read_odgt(odgt)
@@ -30,7 +30,7 @@ def read_images(odgt: Path, image_root: Path | None) -> list[OdgtImage]:
         return images
     if image_root is None:
         raise DatasetError(
-            f"{len(unknown)} of the {len(images)} lines of {odgt} tell no width and height: "
+            f"{len(unknown)} of the {len(images)} lines of {odgt} have no width and height: "
             "name the folder of images, so that they can be read there"
         )
     from .image_sizes import image_sizes

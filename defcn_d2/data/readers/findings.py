@@ -1,4 +1,4 @@
-"""What a check of a data set finds: counted by kind, with the first examples of each."""
+"""Findings of a check of a data set: counted by kind, with the first examples of each."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _cache_files(root: Path, annotations: Path) -> list[Path]:
 
 
 def _read_cache(path: Path, root: Path) -> dict[str, Size]:
-    """What a cache file tells about images in ``root``; nothing where it is absent or damaged."""
+    """Sizes in a cache file for images in ``root``; none where it is absent or damaged."""
     try:
         content = parse_json(path.read_bytes())
         if content["root"] == str(root.resolve()):

@@ -1,4 +1,4 @@
-"""Whether files are there, asked once a folder, which is quick on a network disk, too."""
+"""Search for missing files, one listing a folder, which is quick on a network disk, too."""
 
 from __future__ import annotations
 

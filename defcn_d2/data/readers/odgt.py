@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DatasetError
-from ..json_fields import LIMIT, field, is_box, is_number, parse_json, shown
+from ..json_fields import LIMIT, field, is_box, is_number, parse_json, short_repr
 from .paths import check_name
 
 
@@ -25,7 +25,7 @@ class OdgtImage:
 
     ``ignored`` (G,) bool marks ignore regions: a tag other than ``person``, or ``extra.ignore``
     not zero. ``visible_boxes`` are the boxes of what is seen of each, None where there is no such
-    box. ``size`` is (width, height), None where the line does not tell.
+    box. ``size`` is (width, height), None where the line has none.
     """
 
     id: str
@@ -41,7 +41,7 @@ class OdgtImage:
 
 
 def read_odgt(path: Path) -> list[OdgtImage]:
-    """All images of an annotation file. AnnotationError tells a bad line's file and number."""
+    """All images of an annotation file. AnnotationError names a bad line's file and number."""
     images: list[OdgtImage] = []
     first_lines: dict[str, int] = {}
     for number, line in _lines(path):
@@ -94,11 +94,11 @@ def _box(value: Any, number: int) -> tuple[list[float], bool, list[float] | None
         tag = field(value, "tag", str)
         full = field(value, "fbox", list)
         if not is_box(full):
-            raise ValueError(f"fbox must be x, y, width, height in pixels, got {shown(full)}")
+            raise ValueError(f"fbox must be x, y, width, height in pixels, got {short_repr(full)}")
         extra = field(value, "extra", dict) if "extra" in value else {}
         ignore = extra.get("ignore", 0)
         if not (is_number(ignore) or isinstance(ignore, bool)):
-            raise ValueError(f"extra.ignore must be a number, got {shown(ignore)}")
+            raise ValueError(f"extra.ignore must be a number, got {short_repr(ignore)}")
     except ValueError as error:
         raise ValueError(f"gtboxes[{number}]: {error}") from None
     visible = value.get("vbox")
@@ -110,5 +110,5 @@ def _size(value: dict[str, Any]) -> tuple[int, int] | None:
         return None
     width, height = field(value, "width", int), field(value, "height", int)
     if not (0 < width < LIMIT and 0 < height < LIMIT):
-        raise ValueError(f"no image has width {shown(width)} and height {shown(height)}")
+        raise ValueError(f"no image has width {short_repr(width)} and height {short_repr(height)}")
     return width, height

@@ -69,7 +69,7 @@ _registered: dict[str, OwnData] = {}
 
 
 def own_data(name: str) -> OwnData | None:
-    """What ``register_datasets`` has registered under this name; None for any other data set."""
+    """The data that ``register_datasets`` has registered under this name; None for any other."""
     return _registered.get(name)
 
 
@@ -103,7 +103,7 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def check_datasets(cfg: CfgNode, splits: Iterable[str]) -> None:
-    """Read the data sets of ``DATASETS.REGISTER``, and tell what is wrong.
+    """Check the data sets of ``DATASETS.REGISTER``, whose files are read as a whole.
 
     Args:
         cfg: after ``register_datasets``.
@@ -126,7 +126,7 @@ def check_datasets(cfg: CfgNode, splits: Iterable[str]) -> None:
 
 
 def _complete(pair: CfgNode, split: str) -> bool:
-    """Whether the two files of a split are given; makes their paths absolute."""
+    """Checks that a split has both paths or none, and makes them absolute."""
     where = f"DATASETS.REGISTER.{split}"
     for one, other in (("ANNOTATIONS", "IMAGES"), ("IMAGES", "ANNOTATIONS")):
         if pair[one] and not pair[other]:

@@ -6,7 +6,7 @@
 The figures of a heap stand so close that NMS at 0.6, applied to the ground truth itself, would
 drop one in ten of them. A full box is the extent of the whole figure, hidden parts and parts
 outside the image included; a visible box that of the pixels seen, at least ``MIN_VISIBLE`` of the
-figure's area. To be ignored are throngs of figures too small to tell apart (tag ``mask``) and
+figure's area. To be ignored are throngs of figures too small to be distinguished (tag ``mask``) and
 translucent reflections (tag ``person``, ``extra.ignore``).
 """
 
@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 
 from ..builtin import SHAPES_CROWD
-from .figures import Canvas, Stencil, color_apart, generator, regular, stencil, tight_box, turned
+from .figures import (
+    Canvas,
+    Stencil,
+    distinct_color,
+    generator,
+    regular,
+    scaled_and_turned,
+    stencil,
+    tight_box,
+)
 from .generation import Record, command_line
 from .shapes import SIDES
 
@@ -77,7 +86,7 @@ def _person(
     rng: np.random.Generator, x: float, y: float, height: float, width: float
 ) -> tuple[Stencil, Stencil]:
     """The figure around (x, y), almost upright, and its head alone."""
-    head, body = turned([HEAD, BODY], width, height, rng.normal(0, 0.06))
+    head, body = scaled_and_turned([HEAD, BODY], width, height, rng.normal(0, 0.06))
     return stencil([head, body], (x, y)), stencil([head], (x, y))
 
 
@@ -96,13 +105,13 @@ def _paint_heaps(rng: np.random.Generator, canvas: Canvas) -> list[tuple[Stencil
     for _, *place in sorted(places):
         figure, head = _person(rng, *place)
         if canvas.leaves_visible(figure, MIN_VISIBLE):
-            canvas.paint(rng, figure, color_apart(rng, canvas.colors, 90))
+            canvas.paint(rng, figure, distinct_color(rng, canvas.colors, 90))
             people.append((figure, head))
     return people
 
 
 def _paint_throng(rng: np.random.Generator, canvas: Canvas) -> Record:
-    """Paint many figures too small to tell apart; returns the label of their region."""
+    """Paint many figures too small to be distinguished; returns the label of their region."""
     width, height = (int(v) for v in rng.uniform((40, 20), (110, 40)))
     left, top = (
         int(v) for v in rng.uniform((0, 0), (canvas.width - width, canvas.height - height))
@@ -110,7 +119,7 @@ def _paint_throng(rng: np.random.Generator, canvas: Canvas) -> Record:
     for y in np.sort(rng.uniform(top + 6, top + height - 6, width * height // 40)):
         x, size = rng.uniform(left + 4, left + width - 4), rng.uniform(8, 11)
         figure, _ = _person(rng, x, y, size, 0.45 * size)
-        canvas.paint(rng, figure, color_apart(rng, canvas.colors, 60), owned=False)
+        canvas.paint(rng, figure, distinct_color(rng, canvas.colors, 60), owned=False)
     region = [left, top, width, height]
     return _label("mask", region, region, region, ignore=1)
 
@@ -120,7 +129,7 @@ def _paint_reflection(rng: np.random.Generator, canvas: Canvas) -> Record:
     height = rng.uniform(40, 120)
     x, y = rng.uniform(0.2, 0.8, 2) * (canvas.width, canvas.height)
     figure, head = _person(rng, x, y, height, 0.45 * height)
-    canvas.paint(rng, figure, color_apart(rng, canvas.colors, 90), opacity=0.4, owned=False)
+    canvas.paint(rng, figure, distinct_color(rng, canvas.colors, 90), opacity=0.4, owned=False)
     return _label("person", figure.box, figure.box, head.box, ignore=1)
 
 

@@ -39,7 +39,9 @@ def regular(vertices: int) -> npt.NDArray[np.float64]:
     return arc(0, 2 * np.pi, vertices + 1)[:-1]
 
 
-def turned(outline: Outline, width: float, height: float, angle: float) -> list[np.ndarray]:
+def scaled_and_turned(
+    outline: Outline, width: float, height: float, angle: float
+) -> list[np.ndarray]:
     """Scale an outline of the unit circle to width x height pixels, then turn it by ``angle``."""
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, sin], [-sin, cos]])
@@ -174,7 +176,7 @@ def hue_colors(rng: np.random.Generator, hue: float, spread: float, count: int) 
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0] * 255, np.float32)
 
 
-def color_apart(
+def distinct_color(
     rng: np.random.Generator,
     others: npt.ArrayLike,
     apart: float,
@@ -238,7 +240,7 @@ class Canvas:
         return seen[1:]
 
     def leaves_visible(self, figure: Stencil, share: float) -> bool:
-        """Whether all figures, ``figure`` included, would show ``share`` of their full areas."""
+        """Checks that all figures, ``figure`` included, would show ``share`` of their areas."""
         part = figure.clipped(self.width, self.height)
         if part.inside.sum() < share * figure.inside.sum():
             return False

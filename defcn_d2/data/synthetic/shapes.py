@@ -24,12 +24,12 @@ from .figures import (
     Canvas,
     Outline,
     arc,
-    color_apart,
+    distinct_color,
     generator,
     regular,
+    scaled_and_turned,
     stencil,
     tight_box,
-    turned,
 )
 from .generation import Record, command_line
 
@@ -93,9 +93,11 @@ def _place(rng: np.random.Generator, canvas: Canvas, category: int, trials: int 
     """Paint a figure where nothing gets hidden too much; False if no such place was found."""
     outline = OUTLINES[CLASSES[category]]
     size = math.exp(rng.uniform(*np.log(SIZES)))
-    turned_outline = turned(outline, size, size * rng.uniform(0.65, 1), rng.uniform(0, 2 * math.pi))
+    turned_outline = scaled_and_turned(
+        outline, size, size * rng.uniform(0.65, 1), rng.uniform(0, 2 * math.pi)
+    )
     step = 360 / len(CLASSES)
-    color = color_apart(rng, canvas.colors, 90, (category * step, HUE_SPREAD * step))
+    color = distinct_color(rng, canvas.colors, 90, (category * step, HUE_SPREAD * step))
     for _ in range(trials):
         center = rng.uniform(0, canvas.width), rng.uniform(0, canvas.height)
         figure = stencil(turned_outline, center)

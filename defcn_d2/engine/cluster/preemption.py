@@ -69,7 +69,7 @@ class Preemption:
             return
         receiver, sender = os.pipe()
         os.set_blocking(sender, False)
-        with handled_by(self._handle):
+        with signals_handled_by(self._handle):
             wakeup = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
             threading.Thread(target=self._watch, args=(receiver,), daemon=True).start()
             try:
@@ -118,7 +118,7 @@ class Preemption:
             self._in_step = False
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
+    def preempted_at_once(self) -> Iterator[None]:
         """Within the block a signal raises ``Preempted``."""
         before, self._waits = self._waits, False
         try:
@@ -134,11 +134,11 @@ class Preemption:
         raise Preempted(f"stopped by {name}: {what}; go on with --resume")
 
     @contextlib.contextmanager
-    def deaf(self) -> Iterator[None]:
+    def ignoring_signals(self) -> Iterator[None]:
         """Within the block signals are ignored where other processes may send them."""
         several = comm.get_world_size() > 1
         main = threading.current_thread() is threading.main_thread()
-        with handled_by(signal.SIG_IGN) if several and main else contextlib.nullcontext():
+        with signals_handled_by(signal.SIG_IGN) if several and main else contextlib.nullcontext():
             yield
 
 
@@ -205,7 +205,7 @@ def outlive_signals(worker: int) -> None:
 
 
 @contextlib.contextmanager
-def forwarding() -> Iterator[None]:
+def forwarding_signals() -> Iterator[None]:
     """Within the block signals go on to the processes that this one has started by ``spawn``."""
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -213,12 +213,12 @@ def forwarding() -> Iterator[None]:
             if child.pid is not None:
                 os.kill(child.pid, number)
 
-    with handled_by(forward):
+    with signals_handled_by(forward):
         yield
 
 
 @contextlib.contextmanager
-def handled_by(
+def signals_handled_by(
     handler: Callable[[int, FrameType | None], None] | signal.Handlers,
 ) -> Iterator[None]:
     """Within the block ``SIGNALS`` go to this handler; then as before. For the main thread."""

@@ -9,7 +9,7 @@ from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor
 
-from ...config.rules import ConfigError, first
+from ...config.rules import ConfigError, first_problem
 
 
 class _CoarseLevels(LastLevelP6P7):
@@ -35,7 +35,7 @@ def fpn_over(bottom_up: Backbone, cfg: CfgNode) -> FPN:
         ConfigError: the bottom-up network does not give those features, in that order; or there
             are channels that a norm cannot do with.
     """
-    problem = first(_problems(bottom_up, cfg))
+    problem = first_problem(_problems(bottom_up, cfg))
     if problem is not None:
         raise ConfigError(problem)
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS

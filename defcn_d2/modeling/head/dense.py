@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ...config.rules import check_argument, norm_of, numbers, one_of, whole
+from ...config.rules import check_argument, norm_of, numbers, one_of, whole_numbers
 from ...structures import Predictions, Priors
 from ..box_ops import ltrb_to_boxes
 from .build import HEAD_REGISTRY
@@ -70,8 +70,8 @@ class DeFCNHead(nn.Module):
                 computes all between again (arXiv 1604.06174). Losses and gradients stay the same.
         """
         super().__init__()
-        check_argument("num_classes", num_classes, whole("[1, inf)"))
-        check_argument("num_convs", num_convs, whole("[0, inf)"))
+        check_argument("num_classes", num_classes, whole_numbers("[1, inf)"))
+        check_argument("num_convs", num_convs, whole_numbers("[0, inf)"))
         check_argument("norm", norm, norm_of(in_channels))
         check_argument("prior_prob", prior_prob, numbers("(0, 1)"))
         check_argument("quality_branch", quality_branch, one_of("none", "filter", "centerness"))

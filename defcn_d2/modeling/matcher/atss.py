@@ -3,7 +3,7 @@
 import torch
 from detectron2.structures import Instances
 
-from ...config.rules import check_argument, numbers, whole
+from ...config.rules import check_argument, numbers, whole_numbers
 from ...structures import Assignment, Predictions, Priors
 from ..box_ops import pairwise_iou
 from . import functional as F
@@ -28,7 +28,7 @@ class ATSS:
             topk: candidates per level.
             anchor_scale: side of the square anchor at each location, in strides.
         """
-        check_argument("topk", topk, whole("[1, inf)"))
+        check_argument("topk", topk, whole_numbers("[1, inf)"))
         check_argument("anchor_scale", anchor_scale, numbers("(0, inf)"))
         self.topk = topk
         self.anchor_scale = anchor_scale

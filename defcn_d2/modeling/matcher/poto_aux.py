@@ -2,7 +2,7 @@
 
 from detectron2.structures import Instances
 
-from ...config.rules import check_argument, numbers, whole
+from ...config.rules import check_argument, numbers, whole_numbers
 from ...structures import Assignment, Predictions, Priors
 from . import functional as F
 from .costs import prediction_quality
@@ -26,7 +26,7 @@ class POTOAux:
             topk: candidates per level.
         """
         check_argument("alpha", alpha, numbers("[0, 1]"))
-        check_argument("topk", topk, whole("[1, inf)"))
+        check_argument("topk", topk, whole_numbers("[1, inf)"))
         self.alpha = alpha
         self.topk = topk
 

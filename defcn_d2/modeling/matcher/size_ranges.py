@@ -5,7 +5,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from ...config.rules import each, value_of
+from ...config.rules import list_of, value_of
 
 #: Of the levels P3 to P7: smallest and largest distance in pixels, both included.
 SIZE_RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, float("inf")))
@@ -22,7 +22,7 @@ def _range(key: str, value: Any) -> str | None:
     return f"{key} is {value!r}, but must be [smallest, largest] in pixels"
 
 
-size_ranges_rule = each(_range)
+size_ranges_rule = list_of(_range)
 
 
 def size_range_problems(cfg: CfgNode, key: str) -> Iterator[str]:

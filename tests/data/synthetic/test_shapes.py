@@ -18,11 +18,11 @@ from defcn_d2.data.synthetic import shapes
 from defcn_d2.data.synthetic.figures import (
     Canvas,
     Stencil,
-    color_apart,
+    distinct_color,
     hue_colors,
+    scaled_and_turned,
     stencil,
     tight_box,
-    turned,
 )
 from defcn_d2.data.synthetic.generation import GeneratedSet
 
@@ -157,7 +157,7 @@ AREAS = {
 
 @pytest.mark.parametrize("name", AREAS)
 def test_coverage_of_a_figure_is_its_area(name):
-    figure = stencil(turned(shapes.OUTLINES[name], 120, 60, 0.4), (70.3, 80.8))
+    figure = stencil(scaled_and_turned(shapes.OUTLINES[name], 120, 60, 0.4), (70.3, 80.8))
     assert figure.coverage.sum() / 255 == pytest.approx(AREAS[name] * 60 * 30, rel=0.03)
     assert figure.inside.sum() == pytest.approx(AREAS[name] * 60 * 30, rel=0.03)
     x, y, w, h = box(figure.inside)
@@ -165,7 +165,7 @@ def test_coverage_of_a_figure_is_its_area(name):
 
 
 def test_turned_is_scale_then_turn():
-    (corner,) = turned([np.array([[1.0, 0.0], [0.0, 1.0]])], 8, 2, math.pi / 2)
+    (corner,) = scaled_and_turned([np.array([[1.0, 0.0], [0.0, 1.0]])], 8, 2, math.pi / 2)
     assert corner == pytest.approx(np.array([[0, 4], [-1, 0]]))
 
 
@@ -200,10 +200,10 @@ def test_color_apart():
     rng = np.random.default_rng(0)
     for _ in range(20):
         others = rng.uniform(0, 255, (2, 3))
-        away = np.linalg.norm(others - color_apart(rng, others, 80), axis=1)
+        away = np.linalg.norm(others - distinct_color(rng, others, 80), axis=1)
         assert away.min() >= 80
     crowded = np.stack(np.meshgrid(*[np.arange(0, 256, 32)] * 3), -1).reshape(-1, 3)
-    assert color_apart(rng, crowded, 300).shape == (3,), "the best there is, where none is apart"
+    assert distinct_color(rng, crowded, 300).shape == (3,), "the best there is, where none is apart"
 
 
 def hue_of(bgr):
@@ -221,7 +221,7 @@ def test_hue_colors(hue, spread):
 def test_color_apart_of_a_hue():
     rng = np.random.default_rng(0)
     grey = [[128, 128, 128]]
-    colors = [color_apart(rng, grey, 80, hue=(120, 20)) for _ in range(20)]
+    colors = [distinct_color(rng, grey, 80, hue=(120, 20)) for _ in range(20)]
     assert all(100 <= hue_of(color) <= 140 for color in colors)
     assert np.linalg.norm(np.subtract(colors, grey), axis=1).min() >= 80
 

@@ -25,7 +25,7 @@ from defcn_d2.engine.cluster.preemption import (
     SIGNALS,
     Preempted,
     Preemption,
-    forwarding,
+    forwarding_signals,
     outlive_signals,
 )
 from defcn_d2.engine.reporting import reported
@@ -50,7 +50,7 @@ def test_a_step_ends_first():
             os.kill(os.getpid(), signal.SIGTERM)  # a launcher forwards what a cluster sent to all
             done = True
         assert done and process.requested
-        with pytest.raises(Preempted), process.at_once():  # an evaluation does not begin
+        with pytest.raises(Preempted), process.preempted_at_once():  # an evaluation does not begin
             raise AssertionError
     with pytest.raises(Preempted, match="stopped by SIGUSR1: x; go on with --resume") as info:
         process.stop("x")
@@ -60,7 +60,7 @@ def test_a_step_ends_first():
 def test_evaluations_end_at_once():
     process = Preemption()
     with process.listening(), process.step():
-        with pytest.raises(Preempted), process.at_once():
+        with pytest.raises(Preempted), process.preempted_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         assert process._waits
@@ -169,7 +169,7 @@ def test_signals_are_forwarded_to_spawned_processes(tmp_path):
     child = multiprocessing.get_context("spawn").Process(
         target=wait_for_signal, args=(str(tmp_path),)
     )
-    with forwarding():
+    with forwarding_signals():
         child.start()
         while not (tmp_path / "ready").exists():
             assert child.is_alive()

@@ -30,7 +30,7 @@ from defcn_d2.demo.video import VideoWriter, open_source, output_file
 from defcn_d2.engine.predictor import Predictor, read_rgb
 from defcn_d2.export.export_command import read_images
 from defcn_d2.utils.errors import UserError
-from defcn_d2.utils.printable import harmless, printable, printable_lines
+from defcn_d2.utils.printable import escape_controls, printable, printable_lines
 from defcn_d2.visualization.mistakes import Error, errors_page
 from defcn_d2.visualization.page import Picture, array_png, figure_png, figure_text, pictures_page
 
@@ -276,7 +276,7 @@ class TestNames:
     def test_logs_get_none_but_lines_and_colours(self, name: str) -> None:
         message = f"\x1b[36mclasses:\n%s\t\x1b[0m{name.splitlines()[0]}"
         record = logging.LogRecord("a", logging.INFO, "a.py", 1, message, (name[:1],), None)
-        assert harmless(record)
+        assert escape_controls(record)
         shown = record.getMessage()
         assert shown.startswith(f"\x1b[36mclasses:\n{name[:1]}\t\x1b[0m")
         assert shown.count("\x1b") == 2 and shown.encode()

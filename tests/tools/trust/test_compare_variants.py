@@ -29,16 +29,16 @@ def record(**values: torch.Tensor) -> dict:
 
 def test_equal():
     sentence = "1 losses, 1 gradients, 1 buffers, 3 detections"
-    assert compare_variants.compared(record(), record()) == (True, f"{sentence}: equal")
+    assert compare_variants.comparison_of(record(), record()) == (True, f"{sentence}: equal")
     others = {**record(), "initial": {"w": torch.ones(2)}}
-    equal, text = compare_variants.compared(record(), others)
+    equal, text = compare_variants.comparison_of(record(), others)
     assert equal and text.startswith(f"{sentence} (the weights of a new model")
 
 
 def test_the_largest_difference_is_first():
     digit = torch.ones(()).nextafter(torch.tensor(2.0))
     changed = record(loss_crowded_a=digit, gradient_crowded_w=torch.tensor([1.0, 1.5]))
-    equal, sentence = compare_variants.compared(record(), changed)
+    equal, sentence = compare_variants.comparison_of(record(), changed)
     assert not equal
     assert sentence.endswith(
         "2 differ, 'gradient crowded w' differs by up to 0.5; "
@@ -64,16 +64,16 @@ def test_differences(after, sentence):
 
 def test_nothing_to_compare_is_no_equality():
     empty = record(detections_crowded_0_boxes=torch.zeros(0, 4))
-    equal, sentence = compare_variants.compared(empty, empty)
+    equal, sentence = compare_variants.comparison_of(empty, empty)
     assert not equal and "there are no detections to compare" in sentence
 
 
 def test_an_error_or_other_parameters_are_named():
     broken = {"error": "ValueError: no", "weights": {}}
-    assert compare_variants.compared(broken, record()) == (False, "before: ValueError: no")
-    assert compare_variants.compared(record(), broken) == (False, "after: ValueError: no")
+    assert compare_variants.comparison_of(broken, record()) == (False, "before: ValueError: no")
+    assert compare_variants.comparison_of(record(), broken) == (False, "after: ValueError: no")
     cfg = get_config("shapes/POTO", [*compare_variants.SMALL, "MODEL.DEVICE", "cpu"])
-    found = compare_variants.computed(cfg, {"other": torch.ones(1)})
+    found = compare_variants.outputs_of(cfg, {"other": torch.ones(1)})
     assert found["error"].startswith("weights: 'other' is missing")
 
 

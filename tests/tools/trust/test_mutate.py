@@ -16,7 +16,7 @@ MATCHERS = sorted((ROOT / "defcn_d2" / "modeling" / "matcher").glob("*.py"))
 def test_no_function_of_a_matcher_keeps_its_decorator(path) -> None:
     """It is applied after the class: mutmut changes plain functions and class methods alone."""
     source = path.read_text()
-    changed = mutate.undecorated(source)
+    changed = mutate.without_decorator(source)
     assert (changed == source) == ("@configurable" not in source)
     assert changed.count("configurable(") == source.count("@configurable")
     functions = [node for node in ast.walk(ast.parse(changed)) if isinstance(node, ast.FunctionDef)]
