@@ -90,6 +90,17 @@ class ComponentRegistry(Registry):
             raise ConfigError(unknown_name(f"{key}.NAME", node.NAME, self.names()))
         return self.get(node.NAME)
 
+    def values_of(self, node: CfgNode) -> dict[str, Any]:
+        """Arguments of the component that ``node.NAME`` names, with their values in the config.
+
+        Those of a component registered after the config was made have no node: the defaults.
+        """
+        own = node.get(node.NAME, {})
+        return {
+            argument: own.get(argument.upper(), _value(default))
+            for argument, default in self.keys_of(node.NAME).items()
+        }
+
     def build(self, node: CfgNode, key: str, **given: Any) -> Any:
         """The component that ``node.NAME`` names, made from its own node and from ``given``.
 
@@ -102,11 +113,7 @@ class ComponentRegistry(Registry):
             ConfigError: there is no such component, or a value breaks a rule of its constructor.
         """
         kind = self.find(node, key)
-        own = node.get(node.NAME, {})  # registered after the config was made: the defaults
-        values = {
-            argument: own.get(argument.upper(), default)
-            for argument, default in self.keys_of(node.NAME).items()
-        }
+        values = self.values_of(node)
         wanted = _arguments(kind)
         values.update({name: value for name, value in given.items() if name in wanted})
         try:

@@ -1,4 +1,4 @@
-"""Values: centres of priors, one image of a batch, class logits fused with a quality branch."""
+"""Values: centres of priors, parts of a batch, scores and logits with a quality branch."""
 
 import itertools
 from dataclasses import replace
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from defcn_d2.modeling.inference import find_candidates, find_topk
 from defcn_d2.structures import Predictions, Priors, fuse_logits
 
 LOGITS = st.floats(-60, 60, width=32)
@@ -51,10 +52,28 @@ def test_one_image_of_the_predictions(quality: bool) -> None:
         assert image.quality_logits is None
 
 
+def test_indices_go_to_every_field() -> None:
+    predictions = random_predictions(make_priors(16, 16), 3, num_images=2)
+    shape = predictions.boxes.shape[:2]
+    extra = {"visible": torch.rand(*shape, 4), "embedding": torch.rand(*shape, 2, 5)}
+    predictions = replace(predictions, centerness=True, extra=extra)
+    images, locations = torch.tensor([1, 0, 1]), torch.tensor([3, 0, 2])
+    for index in (1, None, (images, locations)):
+        part = predictions[index]
+        assert part.centerness
+        assert torch.equal(part.cls_logits, predictions.cls_logits[index])
+        assert torch.equal(part.boxes, predictions.boxes[index])
+        assert torch.equal(part.quality_logits, predictions.quality_logits[index])
+        assert part.extra.keys() == extra.keys()
+        assert all(torch.equal(part.extra[name], x[index]) for name, x in extra.items())
+    assert torch.equal(predictions[1][None][0].extra["embedding"], extra["embedding"][1])
+
+
 @pytest.mark.parametrize("quality", [True, False])
 def test_what_is_not_finite_is_found(quality: bool) -> None:
     """In any field; large values whose sum is beyond float32 are finite."""
     predictions = random_predictions(make_priors(16, 16), 3, num_images=2, quality=quality)
+    predictions.extra["visible"] = torch.zeros(2, len(predictions.boxes[0]), 4)
     predictions.cls_logits[0, :4] = 3e38
     predictions.boxes[1, :4] = -3e38
     flag = predictions.nan_if_not_finite()
@@ -64,6 +83,60 @@ def test_what_is_not_finite_is_found(quality: bool) -> None:
             changed = getattr(predictions, field).clone()
             changed.view(-1)[-1] = value
             assert replace(predictions, **{field: changed}).nan_if_not_finite().isnan()
+            visible = torch.full((2, 1), value)
+            assert replace(predictions, extra={"visible": visible}).nan_if_not_finite().isnan()
+
+
+SIZE = (40, 56)
+
+
+def literal_scores(predictions: Predictions) -> list[list[list[float]]]:
+    """Of images, locations and classes."""
+    qualities = torch.ones(predictions.boxes.shape[:2])
+    if predictions.quality_logits is not None:
+        qualities = predictions.quality_logits.double().sigmoid()
+    return [
+        [
+            [(p * q) ** 0.5 if predictions.centerness else p * q for p in of_location]
+            for of_location, q in zip(of_image, of_qualities, strict=True)
+        ]
+        for of_image, of_qualities in zip(
+            predictions.cls_logits.double().sigmoid().tolist(), qualities.tolist(), strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("branch", ["none", "filter", "centerness"])
+def test_scores_are_those_of_the_detections(branch: str) -> None:
+    priors = make_priors(*SIZE)
+    predictions = random_predictions(priors, 3, num_images=2, quality=branch != "none")
+    predictions = replace(predictions, centerness=branch == "centerness")
+    scores = predictions.scores()
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, torch.tensor(literal_scores(predictions)))
+    assert torch.equal(predictions[1].scores(), scores[1])
+
+    candidates = find_candidates(
+        predictions, priors.level_sizes, [SIZE, SIZE], score_thresh=0.0, topk=1000
+    )
+    best = find_topk(predictions, [SIZE, SIZE], topk=1000)
+    for i in range(2):
+        assert (len(candidates[i]), len(best[i])) == (len(priors), 3 * len(priors))
+        for found in (candidates[i], best[i]):
+            for box, label, score in zip(
+                found.pred_boxes.tensor, found.pred_classes, found.scores, strict=True
+            ):
+                (location,) = (predictions.boxes[i] == box).all(dim=1).nonzero().flatten()
+                assert score.item() == pytest.approx(scores[i, location, label].item(), rel=1e-6)
+
+
+def test_quality_is_the_probability_of_its_branch() -> None:
+    predictions = random_predictions(make_priors(16, 16), 3, num_images=2)
+    half = replace(predictions, quality_logits=predictions.quality_logits.bfloat16())
+    quality = half.quality()
+    assert quality.dtype == torch.float32
+    torch.testing.assert_close(quality, half.quality_logits.float().sigmoid())
+    assert replace(predictions, quality_logits=None).quality() is None
 
 
 @given(LOGITS, LOGITS)

@@ -12,11 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from detectron2.config import get_cfg
 from helpers import make_priors, random_instances, random_predictions
 
-from defcn_d2 import add_defcn_config
-from defcn_d2.modeling.matcher import MATCHER_REGISTRY, build_matcher
+from defcn_d2.modeling.matcher import MATCHER_REGISTRY
 from defcn_d2.structures import Predictions, Priors
 
 MALLOC_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -32,11 +30,7 @@ def status(field: str) -> int:
 @torch.no_grad()
 def peak(name: str, priors: Priors, predictions: Predictions, num_gts: int) -> float:
     """MiB of one call."""
-    cfg = get_cfg()
-    add_defcn_config(cfg)
-    node = cfg.MODEL.DEFCN.AUX.MATCHER if name == "POTOAux" else cfg.MODEL.DEFCN.MATCHER
-    node.NAME = name
-    matcher = build_matcher(node)
+    matcher = MATCHER_REGISTRY.get(name)()
     gt = random_instances(HEIGHT, WIDTH, num_gts, NUM_CLASSES, min_size=8)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
     before = status("VmRSS")
@@ -52,7 +46,7 @@ def main() -> None:
     predictions = Predictions(
         predictions.cls_logits, predictions.boxes.double(), predictions.quality_logits
     )
-    for name, _ in MATCHER_REGISTRY:
+    for name in MATCHER_REGISTRY.names():
         peak(name, priors, predictions, num_gts=2)  # code and thread pools are loaded
         print(name, f"{peak(name, priors, predictions, NUM_GTS):.1f}", flush=True)
 

@@ -9,7 +9,6 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...config.components import own_node
 from ...config.rules import check_argument, numbers, one_of, value_of
 from ...structures import (
     BACKGROUND,
@@ -135,9 +134,7 @@ class DenseCriterion(SummedCriterion):
         if isinstance(self.matcher, BatchMatcher):
             return self.matcher.match_batch(priors, predictions, gt_instances)
         return [
-            self.matcher(priors, predictions[i], gt)
-            if len(gt)
-            else _all_background(predictions, self.matcher)
+            self.matcher(priors, predictions[i], gt) if len(gt) else _all_background(predictions)
             for i, gt in enumerate(gt_instances)
         ]
 
@@ -252,21 +249,22 @@ class DenseCriterion(SummedCriterion):
     @classmethod
     def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
         node = value_of(cfg, key.removesuffix(".CRITERION"))  # MODEL.DEFCN, or its AUX
-        own = own_node(node.CRITERION)
+        own = CRITERION_REGISTRY.keys_of("DenseCriterion")  # of which a subclass may fix some
+        own.update(CRITERION_REGISTRY.values_of(node.CRITERION))
         matcher = MATCHER_REGISTRY.get(node.MATCHER.NAME)
         class_loss = CLASS_LOSS_REGISTRY.get(node.LOSS.NAME)
         name = f"{key}.{node.CRITERION.NAME}"
         is_main = key == "MODEL.DEFCN.CRITERION"
-        if is_main and not own.CLS_WEIGHT:
+        if is_main and not own["cls_weight"]:
             yield f"{name}.CLS_WEIGHT is 0, but must be above 0: classes would not be learned"
-        if is_main and not own.REG_WEIGHT and not own.L1_WEIGHT:
+        if is_main and not own["reg_weight"] and not own["l1_weight"]:
             yield (
                 f"{name}.REG_WEIGHT and L1_WEIGHT are both 0, so boxes would not be learned; "
                 "set one of them above 0"
             )
-        if own.SOFT_LABELS != "none" and not getattr(class_loss, "takes_targets", False):
+        if own["soft_labels"] != "none" and not getattr(class_loss, "takes_targets", False):
             yield (
-                f"{name}.SOFT_LABELS is {own.SOFT_LABELS!r}, but {node.LOSS.NAME} takes hard "
+                f"{name}.SOFT_LABELS is {own['soft_labels']!r}, but {node.LOSS.NAME} takes hard "
                 f"labels alone; set it to 'none', or LOSS.NAME to another class loss"
             )
         gives_quality = getattr(matcher, "gives_quality", False)
@@ -275,7 +273,7 @@ class DenseCriterion(SummedCriterion):
             for other in MATCHER_REGISTRY.names()
             if getattr(MATCHER_REGISTRY.get(other), "gives_quality", False)
         ]
-        if own.SOFT_LABELS == "quality" and not gives_quality:
+        if own["soft_labels"] == "quality" and not gives_quality:
             yield (
                 f"{name}.SOFT_LABELS 'quality' needs a matcher that gives a quality, not "
                 f"{node.MATCHER.NAME}; set MATCHER.NAME to one of {', '.join(givers)}"
@@ -287,7 +285,7 @@ class DenseCriterion(SummedCriterion):
                     f"quality, not {node.MATCHER.NAME}; set MATCHER.NAME to one of "
                     f"{', '.join(givers)}"
                 )
-            if not own.REG_WEIGHT:
+            if not own["reg_weight"]:
                 yield (
                     "MODEL.DEFCN.QUALITY_BRANCH 'centerness' is learned beside the GIoU loss, but "
                     f"{name}.REG_WEIGHT is 0; set it above 0, or the branch to 'none'"
@@ -302,16 +300,15 @@ class AuxiliaryCriterion(DenseCriterion):
         super().__init__(reg_weight=reg_weight, fused=fused, **arguments)
 
 
-def _all_background(predictions: Predictions, matcher: Matcher) -> Assignment:
-    """The assignment of an image without ground truth, with what the matcher gives otherwise."""
+def _all_background(predictions: Predictions) -> Assignment:
+    """The assignment of an image without ground truth, with all that other images may have."""
     boxes = predictions.boxes
     gt_idxs = torch.full((boxes.shape[1],), BACKGROUND, device=boxes.device)
     zeros = torch.zeros_like(gt_idxs, dtype=torch.float32)
-    gives_weights = getattr(matcher, "gives_weights", False)
-    return Assignment(gt_idxs, quality=zeros, weights=zeros + 1 if gives_weights else None)
+    return Assignment(gt_idxs, quality=zeros, weights=zeros + 1)
 
 
 def _offset_by_image(gt_idxs: Tensor, images: Tensor, gt_instances: list[Instances]) -> Tensor:
     """Indices into the ground truths of the whole batch from indices into those of an image."""
-    counts = torch.tensor([0] + [len(gt) for gt in gt_instances[:-1]], device=images.device)
-    return gt_idxs + counts.cumsum(0)[images]
+    firsts = torch.tensor([0] + [len(gt) for gt in gt_instances[:-1]]).cumsum(0)
+    return gt_idxs + firsts.to(images.device, non_blocking=True)[images]

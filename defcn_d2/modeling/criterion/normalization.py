@@ -108,7 +108,7 @@ def evaluate_criteria(
         assert isinstance(criterion, SummedCriterion)
         wanted = criterion.predictions
         if wanted not in predictions:
-            key = f"MODEL.DEFCN.CRITERION.{type(criterion).__name__}.PREDICTIONS"
+            key = f"CRITERION.{type(criterion).__name__}.PREDICTIONS"  # of the model or its AUX
             raise ConfigError(unknown_name(key, wanted, predictions))
         sums.update(criterion.loss_sums(priors, predictions[wanted], gt_instances))
     return normalize(sums, normalizer)

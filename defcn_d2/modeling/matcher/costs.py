@@ -18,6 +18,7 @@ from ...structures import Predictions, Priors, fuse_logits
 from ..box_ops import box_area, iou
 from ..loss.functional import focal_negative, focal_positive
 from .pairs import AllPairs, Pairs
+from .registry import MATCHER_REGISTRY
 
 
 def class_probability(
@@ -98,16 +99,17 @@ def focal_cost(
     return background + (focal_positive(own, alpha, gamma) - focal_negative(own, alpha, gamma))
 
 
-def focal_problems(cfg: CfgNode, key: str, name: str) -> Iterator[str]:
+def focal_problems(cfg: CfgNode, key: str) -> Iterator[str]:
     """Sentences for the factors of a matcher's focal cost that are not those of the class loss.
 
     Args:
-        key: of the matcher's node; ``name``: of the matcher, with FOCAL_ALPHA and FOCAL_GAMMA.
+        key: of the node of matchers, which names one with FOCAL_ALPHA and FOCAL_GAMMA.
     """
-    loss = cfg.MODEL.DEFCN.LOSS
+    node, loss = value_of(cfg, key), cfg.MODEL.DEFCN.LOSS
+    own, name = MATCHER_REGISTRY.values_of(node), node.NAME
     for factor in ("ALPHA", "GAMMA"):
-        here, there = value_of(cfg, f"{key}.{name}")[f"FOCAL_{factor}"], own_node(loss).get(factor)
-        if there is not None and here != there:
+        here, there = own.get(f"focal_{factor.lower()}"), own_node(loss).get(factor)
+        if None not in (here, there) and here != there:
             yield (
                 f"{key}.{name}.FOCAL_{factor} is {here}, but {name} matches by the loss itself, "
                 f"whose MODEL.DEFCN.LOSS.{loss.NAME}.{factor} is {there}; give both the same value"

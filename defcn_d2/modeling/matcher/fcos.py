@@ -38,7 +38,7 @@ class FCOS:
 
     @classmethod
     def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
-        return size_range_problems(cfg, f"{key}.{cls.__name__}")
+        return size_range_problems(cfg, key)
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor

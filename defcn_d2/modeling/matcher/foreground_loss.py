@@ -56,7 +56,7 @@ class ForegroundLoss(BatchMatcher):
 
     @classmethod
     def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
-        return focal_problems(cfg, key, cls.__name__)
+        return focal_problems(cfg, key)
 
     def match_batch(
         self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]

@@ -53,7 +53,7 @@ class OneNet:
 
     @classmethod
     def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
-        yield from focal_problems(cfg, key, cls.__name__)
+        yield from focal_problems(cfg, key)
         normalizer = own_node(cfg.MODEL.DEFCN.CRITERION).get("NORMALIZER", "gts")
         if normalizer != "gts":
             yield (

@@ -23,7 +23,7 @@ matcher that gains by seeing all images of a batch at once derives from ``BatchM
 of the training done before each step.
 
 Class attributes, all optional: ``priors`` ("points" or "anchors", where it works on one kind
-alone), ``gives_quality`` and ``gives_weights`` (whether assignments have those).
+alone) and ``gives_quality`` (whether assignments have one).
 
     >>> from defcn_d2.modeling.matcher import MATCHER_REGISTRY, functional as F
     >>> from defcn_d2.modeling.matcher.costs import nearness

@@ -6,6 +6,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ...config.rules import list_of, value_of
+from .registry import MATCHER_REGISTRY
 
 #: Of the levels P3 to P7: smallest and largest distance in pixels, both included.
 SIZE_RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, float("inf")))
@@ -29,11 +30,12 @@ def size_range_problems(cfg: CfgNode, key: str) -> Iterator[str]:
     """The sentence for a number of ranges that is not that of the levels.
 
     Args:
-        key: of the matcher's node.
+        key: of the node of matchers. One that has fixed its ranges is left alone.
     """
-    ranges, levels = value_of(cfg, key).SIZE_RANGES, cfg.MODEL.DEFCN.IN_FEATURES
+    node, levels = value_of(cfg, key), cfg.MODEL.DEFCN.IN_FEATURES
+    ranges = MATCHER_REGISTRY.values_of(node).get("size_ranges", levels)
     if len(ranges) != len(levels):
         yield (
-            f"{key}.SIZE_RANGES has {len(ranges)} ranges, but MODEL.DEFCN.IN_FEATURES "
+            f"{key}.{node.NAME}.SIZE_RANGES has {len(ranges)} ranges, but MODEL.DEFCN.IN_FEATURES "
             f"{len(levels)} levels; give one range a level"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,42 +13,37 @@ from helpers import make_priors, random_inputs, random_instances, random_predict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from defcn_d2.config.rules import ConfigError
 from defcn_d2.modeling.criterion import (
-    DenseCriterion,
     LossSum,
     SummedCriterion,
     evaluate_criteria,
     mean_over_workers,
 )
+from defcn_d2.modeling.criterion.dense import AuxiliaryCriterion, DenseCriterion
+from defcn_d2.modeling.loss.class_losses import FocalLoss
 from defcn_d2.modeling.matcher.fcos import FCOS
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.modeling.matcher.poto_aux import POTOAux
 from defcn_d2.structures import Predictions, Priors
 
 NUM_CLASSES = 3
-SIZE_RANGES = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, math.inf)]
 COUNTS = (0, 4, 3)  # ground truths of the images, of which the first is the first worker's
 
 
-class OwnReduction(nn.Module):
-    """A criterion of another project: divides its loss by itself."""
-
-    def forward(self, priors: Priors, predictions: Predictions, gt_instances: list) -> dict:
-        count = torch.tensor(float(sum(map(len, gt_instances))))
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(count)
-            count = count / torch.distributed.get_world_size()
-        return {"loss_own": predictions.cls_logits.square().sum() / count.clamp(min=1)}
-
-
-def make_criteria() -> list[nn.Module]:
-    fcos = FCOS(radius=1.5, size_ranges=SIZE_RANGES)
+def make_criteria() -> list[SummedCriterion]:
+    dense = partial(DenseCriterion, class_loss=FocalLoss())
     return [
-        DenseCriterion(matcher=POTO(), quality="filter"),
-        DenseCriterion(matcher=POTOAux(), reg_weight=0, suffix="_aux"),
-        DenseCriterion(matcher=fcos, quality="centerness", suffix="_fcos"),
-        DenseCriterion(matcher=POTO(), l1_weight=1, normalizer="gts", suffix="_gts"),
+        dense(matcher=POTO()),
+        AuxiliaryCriterion(matcher=POTOAux(), class_loss=FocalLoss(), suffix="_aux"),
+        dense(matcher=FCOS(), predictions="centerness", suffix="_fcos"),
+        dense(matcher=POTO(), l1_weight=1, normalizer="gts", fused=False, suffix="_gts"),
     ]
+
+
+def sets_of(predictions: Predictions) -> dict[str, Predictions]:
+    """What the criteria take: all but one the set "main"."""
+    return {"main": predictions, "centerness": replace(predictions, centerness=True)}
 
 
 def batch(images: list[int]) -> tuple[Priors, Predictions, list]:
@@ -68,10 +64,10 @@ def batch(images: list[int]) -> tuple[Priors, Predictions, list]:
 
 
 def losses_and_gradients(
-    images: list[int], criteria: list[nn.Module]
+    images: list[int], criteria: list[SummedCriterion]
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     priors, predictions, gts = batch(images)
-    losses = evaluate_criteria(criteria, priors, predictions, gts)
+    losses = evaluate_criteria(criteria, priors, sets_of(predictions), gts)
     tensors = [predictions.cls_logits, predictions.boxes, predictions.quality_logits]
     gradients = torch.autograd.grad(sum(losses.values()), tensors)
     return {name: loss.detach() for name, loss in losses.items()}, list(gradients)
@@ -120,8 +116,6 @@ def run_worker(rank: int, folder: str) -> None:
     results = {}
     results["criteria"] = losses_and_gradients(images, make_criteria())
     results["reduced by criteria"], reduced = reduced, []
-    results["own"] = losses_and_gradients(images, [OwnReduction(), *make_criteria()])[0]
-    results["reduced with another"], reduced = reduced, []
     results["model"] = model_losses_and_gradients(images, model)
     results["reduced by model"] = reduced
     torch.save(results, f"{folder}/{rank}.pth")
@@ -137,14 +131,13 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 def test_two_workers_average_to_the_losses_of_the_whole_batch(workers: list[dict]) -> None:
-    """Although one of them has no ground truth; the same for a criterion that reduces itself."""
-    for key, criteria in (("criteria", []), ("own", [OwnReduction()])):
-        expected, _ = losses_and_gradients([0, 1, 2], [*criteria, *make_criteria()])
-        found = [worker[key][0] if key == "criteria" else worker[key] for worker in workers]
-        assert found[0].keys() == found[1].keys() == expected.keys()
-        for name, loss in expected.items():
-            assert loss > 0
-            torch.testing.assert_close((found[0][name] + found[1][name]) / 2, loss)
+    """Although one of them has no ground truth."""
+    expected, _ = losses_and_gradients([0, 1, 2], make_criteria())
+    found = [worker["criteria"][0] for worker in workers]
+    assert found[0].keys() == found[1].keys() == expected.keys()
+    for name, loss in expected.items():
+        assert loss > 0
+        torch.testing.assert_close((found[0][name] + found[1][name]) / 2, loss)
 
 
 def test_gradients_of_two_workers_are_those_of_the_whole_batch(workers: list[dict]) -> None:
@@ -171,7 +164,6 @@ def test_gradients_of_a_model_in_ddp_are_those_of_one_process(workers: list[dict
 def test_one_all_reduce_a_step(workers: list[dict]) -> None:
     for worker in workers:
         assert worker["reduced by criteria"] == [9]  # nine losses of four criteria
-        assert worker["reduced with another"] == [1, 9]
         assert worker["reduced by model"] == [3]
 
 
@@ -198,9 +190,13 @@ def test_accumulated_batches_are_one_batch_with_the_normaliser_of_all() -> None:
     def of_all(counts: dict[str, Tensor]) -> dict[str, Tensor]:
         return mean_over_workers({name: sum(c[name] for c in counted) for name in counts})
 
+    def losses_of(images: list[int], normalizer) -> dict[str, Tensor]:
+        priors, predictions, gts = batch(images)
+        return evaluate_criteria(make_criteria(), priors, sets_of(predictions), gts, normalizer)
+
     for images in ([0], [1, 2]):
-        evaluate_criteria(make_criteria(), *batch(images), count)
-    parts = [evaluate_criteria(make_criteria(), *batch(images), of_all) for images in ([0], [1, 2])]
+        losses_of(images, count)
+    parts = [losses_of(images, of_all) for images in ([0], [1, 2])]
     expected, _ = losses_and_gradients([0, 1, 2], make_criteria())
     for name, loss in expected.items():
         torch.testing.assert_close(parts[0][name] + parts[1][name], loss)
@@ -222,25 +218,25 @@ def test_normaliser_of_the_model_can_be_another() -> None:
     assert seen == [losses.keys()]
 
 
-def test_criterion_with_a_forward_of_its_own_is_called() -> None:
-    class Doubled(DenseCriterion):
-        def forward(self, *args, **kwargs):
-            losses = super().forward(*args, **kwargs)
-            return {name: 2 * loss for name, loss in losses.items()}
-
-    arguments = batch([1, 2])
-    expected = evaluate_criteria([DenseCriterion(matcher=POTO())], *arguments)
-    for name, loss in evaluate_criteria([Doubled(matcher=POTO())], *arguments).items():
-        torch.testing.assert_close(loss, 2 * expected[name])
-
-
 def test_criterion_alone_gives_the_same_losses() -> None:
-    arguments = batch([0, 1, 2])
+    priors, predictions, gts = batch([0, 1, 2])
+    sets = sets_of(predictions)
     for criterion in make_criteria():
-        expected = evaluate_criteria([criterion], *arguments)
-        losses = criterion(*arguments)
+        expected = evaluate_criteria([criterion], priors, sets, gts)
+        losses = criterion(priors, sets[criterion.predictions], gts)
         assert losses.keys() == expected.keys()
         assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
+
+
+def test_a_set_that_no_head_gives_is_refused() -> None:
+    priors, predictions, gts = batch([1])
+    criterion = DenseCriterion(matcher=POTO(), class_loss=FocalLoss(), predictions="mian")
+    with pytest.raises(
+        ConfigError,
+        match=r"DenseCriterion.PREDICTIONS 'mian' is unknown; one of: "
+        r"centerness, main \(did you mean 'main'\?\)$",
+    ):
+        evaluate_criteria([criterion], priors, sets_of(predictions), gts)
 
 
 def test_sums_in_float64_are_divided_before_they_are_rounded() -> None:
@@ -248,5 +244,5 @@ def test_sums_in_float64_are_divided_before_they_are_rounded() -> None:
         def loss_sums(self, *args):
             return {"loss": LossSum(torch.tensor(3e38).double() * 4, torch.tensor(4))}
 
-    loss = evaluate_criteria([Large()], *batch([0]))["loss"]
+    loss = Large()(*batch([0]))["loss"]
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(3e38)

@@ -1,6 +1,7 @@
 """``DenseCriterion`` against the formulas written out, location by location, in float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ from detectron2.structures import Instances
 from helpers import make_priors, random_instances, random_predictions, tiny_cfg
 from slow_matching import giou
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from defcn_d2.modeling.criterion import DenseCriterion, build_criteria
+from defcn_d2.config.rules import ArgumentError
+from defcn_d2.modeling.criterion import build_criteria
+from defcn_d2.modeling.criterion.dense import AuxiliaryCriterion, DenseCriterion
+from defcn_d2.modeling.loss.class_losses import FocalLoss
 from defcn_d2.modeling.matcher.fcos import FCOS
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.modeling.matcher.poto_aux import POTOAux
@@ -17,7 +22,6 @@ from defcn_d2.structures import BACKGROUND, IGNORE, Assignment, Predictions, Pri
 
 NUM_CLASSES = 3
 HEIGHT, WIDTH = 40, 56
-SIZE_RANGES = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, math.inf)]
 
 
 class Fixed:
@@ -31,9 +35,15 @@ class Fixed:
         return Assignment(self.gt_idxs[i], None if self.quality is None else self.quality[i])
 
 
-def batch(counts: tuple[int, ...], quality: bool = True) -> tuple[Priors, Predictions, list]:
+def dense(matcher, **arguments: object) -> DenseCriterion:
+    return DenseCriterion(matcher=matcher, class_loss=FocalLoss(), **arguments)
+
+
+def batch(counts: tuple[int, ...], branch: str = "filter") -> tuple[Priors, Predictions, list]:
+    """With the quality branch "none", "filter" or "centerness"."""
     priors = make_priors(HEIGHT, WIDTH)
-    predictions = random_predictions(priors, NUM_CLASSES, len(counts), quality=quality)
+    predictions = random_predictions(priors, NUM_CLASSES, len(counts), quality=branch != "none")
+    predictions = replace(predictions, centerness=branch == "centerness")
     for tensor in (predictions.cls_logits, predictions.boxes, predictions.quality_logits):
         if tensor is not None:
             tensor.requires_grad_()
@@ -81,15 +91,15 @@ def slow_sums(
     return total, boxes
 
 
-@pytest.mark.parametrize("quality", ["none", "filter"])
+@pytest.mark.parametrize(("branch", "fused"), [("none", True), ("filter", True), ("filter", False)])
 @pytest.mark.parametrize("ignored", [True, False])
-def test_classes_and_boxes(quality: str, ignored: bool) -> None:
+def test_classes_and_boxes(branch: str, fused: bool, ignored: bool) -> None:
     counts = (3, 1, 4)
-    priors, predictions, gts = batch(counts)
+    priors, predictions, gts = batch(counts, branch)
     gt_idxs = random_assignment(counts, len(priors), ignored)
-    criterion = DenseCriterion(matcher=Fixed(gt_idxs), quality=quality, reg_weight=2, cls_weight=3)
+    criterion = dense(Fixed(gt_idxs), reg_weight=2, cls_weight=3, fused=fused)
     losses = criterion(priors, predictions, gts)
-    total, boxes = slow_sums(predictions, gts, gt_idxs, fused=quality == "filter")
+    total, boxes = slow_sums(predictions, gts, gt_idxs, fused=fused and branch == "filter")
     assert len(boxes) > 5
     assert losses.keys() == {"loss_cls", "loss_box_reg"}
     assert losses["loss_cls"].item() == pytest.approx(3 * total / len(boxes), rel=1e-5)
@@ -100,10 +110,10 @@ def test_classes_and_boxes(quality: str, ignored: bool) -> None:
 
 def test_centerness() -> None:
     counts = (2, 3)
-    priors, predictions, gts = batch(counts)
+    priors, predictions, gts = batch(counts, "centerness")
     gt_idxs = random_assignment(counts, len(priors))
     target = torch.rand(gt_idxs.shape)
-    criterion = DenseCriterion(matcher=Fixed(gt_idxs, target), quality="centerness", reg_weight=1)
+    criterion = dense(Fixed(gt_idxs, target), reg_weight=1)
     losses = criterion(priors, predictions, gts)
     total, boxes = slow_sums(predictions, gts, gt_idxs, fused=False)
     weights = [target[i, r].item() for i, r, _ in boxes]
@@ -118,11 +128,11 @@ def test_centerness() -> None:
 
 
 def test_sum_of_centerness_targets_counts_at_least_one() -> None:
-    priors, predictions, gts = batch((1,))
+    priors, predictions, gts = batch((1,), "centerness")
     gt_idxs = torch.full((1, len(priors)), BACKGROUND)
     gt_idxs[0, 5] = 0
     target = torch.full(gt_idxs.shape, 0.25)
-    criterion = DenseCriterion(matcher=Fixed(gt_idxs, target), quality="centerness", reg_weight=1)
+    criterion = dense(Fixed(gt_idxs, target), reg_weight=1)
     losses = criterion(priors, predictions, gts)
     ((_, _, loss),) = slow_sums(predictions, gts, gt_idxs, fused=False)[1]
     assert losses["loss_box_reg"].item() == pytest.approx(0.25 * loss, rel=1e-5)
@@ -130,12 +140,10 @@ def test_sum_of_centerness_targets_counts_at_least_one() -> None:
 
 def test_coordinates_in_sizes_of_the_image_over_the_number_of_ground_truths() -> None:
     counts = (2, 0, 3)
-    priors, predictions, gts = batch(counts)
+    priors, predictions, gts = batch(counts, "none")
     gt_idxs = random_assignment((2, 1, 3), len(priors))
     gt_idxs = gt_idxs[[0, 2]]  # no matcher is called for the image without ground truth
-    criterion = DenseCriterion(
-        matcher=Fixed(gt_idxs), cls_weight=2, reg_weight=2, l1_weight=5, normalizer="gts"
-    )
+    criterion = dense(Fixed(gt_idxs), cls_weight=2, reg_weight=2, l1_weight=5, normalizer="gts")
     losses = criterion(priors, predictions, gts)
     background = torch.full((1, len(priors)), BACKGROUND)
     gt_idxs = torch.cat([gt_idxs[:1], background, gt_idxs[1:]])
@@ -156,30 +164,28 @@ def test_a_loss_of_weight_0_is_left_out(off: str) -> None:
     gt_idxs = random_assignment((2,), len(priors))
     weights = {"cls_weight": 1, "reg_weight": 2, "l1_weight": 3}
     names = {"cls": "loss_cls", "reg": "loss_box_reg", "l1": "loss_box_l1"}
-    every = DenseCriterion(matcher=Fixed(gt_idxs), **weights)(priors, predictions, gts)
+    every = dense(Fixed(gt_idxs), **weights)(priors, predictions, gts)
     weights[f"{off}_weight"] = 0
-    losses = DenseCriterion(matcher=Fixed(gt_idxs), **weights)(priors, predictions, gts)
+    losses = dense(Fixed(gt_idxs), **weights)(priors, predictions, gts)
     assert losses.keys() == set(names.values()) - {names[off]}
     assert all(torch.equal(loss, every[name]) for name, loss in losses.items())
 
 
-@pytest.mark.parametrize("quality", ["none", "filter", "centerness"])
+@pytest.mark.parametrize("branch", ["none", "filter", "centerness"])
 @pytest.mark.parametrize("counts", [(0,), (0, 0), (2, 0)])
-def test_images_without_ground_truth(quality: str, counts: tuple[int, ...]) -> None:
-    priors, predictions, gts = batch(counts)
-    matcher = FCOS(radius=1.5, size_ranges=SIZE_RANGES) if quality == "centerness" else POTO()
-    criterion = DenseCriterion(matcher=matcher, quality=quality, l1_weight=1)
+def test_images_without_ground_truth(branch: str, counts: tuple[int, ...]) -> None:
+    priors, predictions, gts = batch(counts, branch)
+    criterion = dense(FCOS() if branch == "centerness" else POTO(), l1_weight=1)
     losses = criterion(priors, predictions, gts)
+    tensors = [predictions.cls_logits, predictions.boxes, predictions.quality_logits]
     gradients = torch.autograd.grad(
-        sum(losses.values()),
-        [predictions.cls_logits, predictions.boxes, predictions.quality_logits],
-        allow_unused=quality == "none",  # then nothing looks at the quality branch
+        sum(losses.values()), [tensor for tensor in tensors if tensor is not None]
     )
     assert all(loss.isfinite() for loss in losses.values())
-    assert all(gradient.isfinite().all() for gradient in gradients[:2])
+    assert all(gradient.isfinite().all() for gradient in gradients)
     if sum(counts) == 0:
         gt_idxs = torch.full((len(counts), len(priors)), BACKGROUND)
-        total, _ = slow_sums(predictions, gts, gt_idxs, fused=quality == "filter")
+        total, _ = slow_sums(predictions, gts, gt_idxs, fused=branch == "filter")
         assert losses.pop("loss_cls").item() == pytest.approx(total, rel=1e-5)
         assert all(loss == 0 for loss in losses.values())
         assert (gradients[1] == 0).all()
@@ -198,7 +204,7 @@ def test_matching_has_no_gradient_and_one_image_at_a_time() -> None:
         seen.append((predictions.boxes.shape, len(gt)))
         return POTO()(priors, predictions, gt)
 
-    DenseCriterion(matcher=matcher)(priors, predictions, gts)
+    dense(matcher)(priors, predictions, gts)
     assert seen == [((len(priors), 4), 1), ((len(priors), 4), 2)]
 
 
@@ -208,9 +214,7 @@ def test_gradient_of_the_classification_loss(fused: bool) -> None:
     counts = (2,)
     priors, predictions, gts = batch(counts)
     gt_idxs = random_assignment(counts, len(priors))
-    criterion = DenseCriterion(
-        matcher=Fixed(gt_idxs), quality="filter" if fused else "none", reg_weight=0
-    )
+    criterion = dense(Fixed(gt_idxs), reg_weight=0, fused=fused)
     inputs = [predictions.cls_logits] + [predictions.quality_logits] * fused
     actual = torch.autograd.grad(criterion(priors, predictions, gts)["loss_cls"], inputs)
 
@@ -230,16 +234,11 @@ def test_gradient_of_the_classification_loss(fused: bool) -> None:
 def test_batch_is_the_weighted_mean_of_its_images() -> None:
     """Sums are over locations, and the number of foreground ones is that of the batch."""
     priors, predictions, gts = batch((3, 5))
-    criterion = DenseCriterion(matcher=POTO(), quality="filter")
+    criterion = dense(POTO())
     losses = criterion(priors, predictions, gts)
     images, counts = [], []
     for i in range(2):
-        one = Predictions(
-            predictions.cls_logits[i : i + 1],
-            predictions.boxes[i : i + 1],
-            predictions.quality_logits[i : i + 1],
-        )
-        images.append(criterion(priors, one, gts[i : i + 1]))
+        images.append(criterion(priors, predictions[i][None], gts[i : i + 1]))
         counts.append(criterion.metrics["num_foreground"].item())
     for name, loss in losses.items():
         expected = sum(n * image[name] for n, image in zip(counts, images, strict=True))
@@ -261,49 +260,101 @@ def test_figures() -> None:
     gt_idxs = torch.full((2, len(priors)), BACKGROUND)
     gt_idxs[0, [1, 4, 9]] = torch.tensor([0, 2, 2])
     gt_idxs[0, 20] = IGNORE
-    criterion = DenseCriterion(matcher=Fixed(gt_idxs), suffix="_x")
+    criterion = dense(Fixed(gt_idxs), suffix="_x")
     losses = criterion(priors, predictions, gts)
     assert losses.keys() == {"loss_cls_x", "loss_box_reg_x"}
     assert {name: value.item() for name, value in criterion.metrics.items()} == {
         "num_foreground_x": 1.5,  # three locations, and five ground truths less two, on two images
         "num_unmatched_gt_x": 1.5,
     }
+    assert not any(value.requires_grad for value in criterion.metrics.values())
+
+
+def test_figures_without_ground_truth() -> None:
+    priors, predictions, gts = batch((0, 0))
+    criterion = dense(POTO())
+    criterion(priors, predictions, gts)
+    assert [value.item() for value in criterion.metrics.values()] == [0, 0]
+
+
+class Waits(TorchDispatchMode):
+    """Operators by which a program would wait for a GPU: values that come to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        if "_local_scalar_dense" in name or "nonzero" in name or "is_nonzero" in name:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("branch", ["none", "filter", "centerness"])
+def test_losses_and_figures_wait_for_the_number_of_pairs_alone(branch: str) -> None:
+    counts = (3, 2)
+    priors, predictions, gts = batch(counts, branch)
+    gt_idxs = random_assignment(counts, len(priors))
+    criterion = dense(Fixed(gt_idxs, torch.rand(gt_idxs.shape)), l1_weight=1)
+    with Waits() as waits:
+        criterion.loss_sums(priors, predictions, gts)
+    assert waits.seen == ["aten.nonzero.default"]
 
 
 def test_criteria_of_the_config() -> None:
+    node = "MODEL.DEFCN"
     cfg = tiny_cfg(
-        *("MODEL.DEFCN.LOSS.FOCAL_ALPHA", 0.3, "MODEL.DEFCN.LOSS.FOCAL_GAMMA", 1.0),
-        *("MODEL.DEFCN.LOSS.CLS_WEIGHT", 4.0, "MODEL.DEFCN.LOSS.REG_WEIGHT", 5.0),
-        *("MODEL.DEFCN.AUX.WEIGHT", 6.0, "MODEL.DEFCN.AUX.MATCHER.TOPK", 7),
+        *(f"{node}.LOSS.FocalLoss.ALPHA", 0.3, f"{node}.LOSS.FocalLoss.GAMMA", 1.0),
+        *(f"{node}.AUX.LOSS.FocalLoss.GAMMA", 1.5, f"{node}.AUX.MATCHER.POTOAux.TOPK", 7),
+        *(f"{node}.CRITERION.DenseCriterion.CLS_WEIGHT", 4.0),
+        *(f"{node}.CRITERION.DenseCriterion.REG_WEIGHT", 5.0),
+        *(f"{node}.AUX.CRITERION.AuxiliaryCriterion.CLS_WEIGHT", 6.0),
     )
     main, auxiliary = build_criteria(cfg)
-    assert (main.focal_alpha, main.focal_gamma) == (0.3, 1.0)
-    assert (auxiliary.focal_alpha, auxiliary.focal_gamma) == (0.3, 1.0)
-    assert (main.cls_weight, main.reg_weight, main.quality) == (4, 5, "filter")
+    assert vars(main.class_loss) == {"alpha": 0.3, "gamma": 1.0}
+    assert vars(auxiliary.class_loss) == {"alpha": 0.25, "gamma": 1.5}
+    assert (main.cls_weight, main.reg_weight, main.fused) == (4, 5, True)
     # The auxiliary loss is on the plain class logits.
-    assert (auxiliary.cls_weight, auxiliary.reg_weight, auxiliary.quality) == (6, 0, "none")
+    assert (auxiliary.cls_weight, auxiliary.reg_weight, auxiliary.fused) == (6, 0, False)
     assert isinstance(auxiliary.matcher, POTOAux)
     assert auxiliary.matcher.topk == 7
-    (alone,) = build_criteria(tiny_cfg("MODEL.DEFCN.AUX.ENABLED", False))
+    (alone,) = build_criteria(tiny_cfg(f"{node}.AUX.ENABLED", False))
     assert isinstance(alone.matcher, POTO)
     priors, predictions, gts = batch((2,))
     assert main(priors, predictions, gts).keys() == {"loss_cls", "loss_box_reg"}
     assert auxiliary(priors, predictions, gts).keys() == {"loss_cls_aux"}
 
 
-def test_auxiliary_loss_is_normalised_by_its_own_foreground() -> None:
+def test_auxiliary_loss_is_of_plain_logits_over_its_own_foreground() -> None:
     priors, predictions, gts = batch((3,))
-    auxiliary = DenseCriterion(matcher=POTOAux(), reg_weight=0, suffix="_aux")
+    auxiliary = AuxiliaryCriterion(matcher=POTOAux(), class_loss=FocalLoss(), suffix="_aux")
     gt_idxs = POTOAux()(priors, predictions[0], gts[0]).gt_idxs[None]
     count = int((gt_idxs >= 0).sum())
     assert count > 1
     total, _ = slow_sums(predictions, gts, gt_idxs, fused=False)
-    loss = auxiliary(priors, predictions, gts)["loss_cls_aux"]
-    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+    losses = auxiliary(priors, predictions, gts)
+    assert {name: loss.item() for name, loss in losses.items()} == {
+        "loss_cls_aux": pytest.approx(total / count, rel=1e-5)
+    }
 
 
-def test_errors() -> None:
-    with pytest.raises(ValueError, match="NORMALIZER 'images' is unknown; one of: foreground, gts"):
-        DenseCriterion(matcher=POTO(), normalizer="images")
-    with pytest.raises(ValueError, match="'centerness' needs a matcher that gives a quality.*POTO"):
-        DenseCriterion(matcher=POTO(), quality="centerness")(*batch((1,)))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"normalizer": "images"}, "normalizer 'images' is unknown; one of: foreground, gts$"),
+        ({"soft_labels": "giou"}, "soft_labels 'giou' is unknown; one of: iou, none, quality"),
+        ({"weights": "priors"}, r"weights 'priors' is .* \(did you mean 'prior'\?\)$"),
+        ({"cls_weight": -1.0}, "cls_weight is -1.0, but must be at least 0"),
+        ({"reg_weight": math.nan}, "reg_weight is nan, but must be finite"),
+        ({"l1_weight": "2"}, "l1_weight is '2', but must be a number at least 0"),
+    ],
+)
+def test_limits_of_the_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{message}"):
+        dense(POTO(), **arguments)
+
+
+def test_centerness_needs_a_matcher_that_gives_a_quality() -> None:
+    with pytest.raises(ValueError, match="a matcher that gives a quality is needed, not POTO"):
+        dense(POTO())(*batch((1,), "centerness"))

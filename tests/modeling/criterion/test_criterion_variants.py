@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from helpers import make_cfg, make_instances, make_priors, random_instances, ran
 from slow_matching import centerness, giou, locations
 from torch import Tensor
 
-from defcn_d2.modeling.criterion import DenseCriterion, build_criteria
+from defcn_d2.config.rules import ConfigError
+from defcn_d2.modeling.criterion import build_criteria
+from defcn_d2.modeling.criterion.dense import DenseCriterion
 from defcn_d2.structures import Predictions, Priors
 
 HEIGHT, WIDTH, NUM_CLASSES = 64, 96, 4
@@ -23,9 +26,10 @@ def build(config: str, *opts: object) -> DenseCriterion:
     return criteria[0]
 
 
-def batch(quality: bool) -> tuple[Priors, Predictions, list]:
+def batch(centerness: bool) -> tuple[Priors, Predictions, list]:
     priors = make_priors(HEIGHT, WIDTH)
-    predictions = random_predictions(priors, NUM_CLASSES, len(COUNTS), seed=1, quality=quality)
+    predictions = random_predictions(priors, NUM_CLASSES, len(COUNTS), seed=1, quality=centerness)
+    predictions = replace(predictions, centerness=centerness)
     gts = [
         random_instances(HEIGHT, WIDTH, count, NUM_CLASSES, seed=i, min_size=12)
         for i, count in enumerate(COUNTS)
@@ -63,7 +67,7 @@ def classification(pairs: list, predictions: Predictions, gts: list) -> float:
 )
 def test_centerness_weights_the_boxes_and_is_learnt(config: str, weight: float) -> None:
     criterion = build(config)
-    priors, predictions, gts = batch(quality=True)
+    priors, predictions, gts = batch(centerness=True)
     pairs = list(foreground(criterion, priors, predictions, gts))
     assert len(pairs) > 1
     assert predictions.quality_logits is not None
@@ -88,7 +92,7 @@ def test_centerness_weights_the_boxes_and_is_learnt(config: str, weight: float) 
 
 def test_without_centerness_boxes_count_equally() -> None:
     criterion = build("FCOS-wo-centerness.yaml")
-    priors, predictions, gts = batch(quality=False)
+    priors, predictions, gts = batch(centerness=False)
     pairs = list(foreground(criterion, priors, predictions, gts))
     boxes = sum(
         1 - giou(predictions.boxes[i, location.index].tolist(), gts[i].gt_boxes.tensor[g].tolist())
@@ -106,7 +110,7 @@ def test_without_centerness_boxes_count_equally() -> None:
 
 def test_onenet_divides_by_the_number_of_gts_and_adds_l1() -> None:
     criterion = build("OneNet.yaml")
-    priors, predictions, gts = batch(quality=False)
+    priors, predictions, gts = batch(centerness=False)
     # Twins compete for one location, so that foreground and ground truths differ in number.
     gts[1] = make_instances(HEIGHT, WIDTH, [[8, 8, 40, 40]] * 2, [1, 1])
     num_gts = sum(map(len, gts))
@@ -130,12 +134,32 @@ def test_onenet_divides_by_the_number_of_gts_and_adds_l1() -> None:
     )
 
 
-def test_unknown_normalizer_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"LOSS\.NORMALIZER 'boxes' is unknown; one of: fore"):
-        build("POTO.yaml", "MODEL.DEFCN.LOSS.NORMALIZER", "boxes")
+def test_unknown_normalizer_is_refused_by_its_key() -> None:
+    key = "MODEL.DEFCN.CRITERION.DenseCriterion.NORMALIZER"
+    with pytest.raises(ConfigError, match=f"^{key} 'boxes' is unknown; one of: foreground, gts"):
+        build("POTO.yaml", key, "boxes")
 
 
-def test_centerness_needs_a_matcher_that_gives_it() -> None:
-    criterion = build("POTO.yaml", "MODEL.DEFCN.QUALITY_BRANCH", "centerness")
-    with pytest.raises(ValueError, match="needs a matcher that gives a quality, not POTO"):
-        criterion(*batch(quality=True))
+def test_key_of_the_auxiliary_criterion() -> None:
+    key = "MODEL.DEFCN.AUX.CRITERION.AuxiliaryCriterion.CLS_WEIGHT"
+    with pytest.raises(ConfigError, match=f"^{key} is -1.0, but must be at least 0"):
+        build_criteria(make_cfg("POTO-3DMF-Aux.yaml", key, -1.0))
+
+
+@pytest.mark.parametrize(
+    ("opts", "sentence"),
+    [
+        (
+            ["LOSS.NAME", "Focal"],
+            r"LOSS.NAME 'Focal' is unknown; .*\(did you mean 'FocalLoss'\?\)",
+        ),
+        (["CRITERION.NAME", "Dense"], r"CRITERION.NAME 'Dense' is unknown; one of: Auxiliary"),
+        (["AUX.LOSS.NAME", "zzz"], "AUX.LOSS.NAME 'zzz' is unknown; one of: FocalLoss, "),
+        (["AUX.MATCHER.NAME", ""], "AUX.MATCHER.NAME '' is unknown; one of: ATSS, "),
+        (["AUX.CRITERION.NAME", "x"], "AUX.CRITERION.NAME 'x' is unknown; one of: "),
+    ],
+)
+def test_unknown_names_of_parts(opts: list, sentence: str) -> None:
+    cfg = make_cfg("POTO-3DMF-Aux.yaml", f"MODEL.DEFCN.{opts[0]}", opts[1])
+    with pytest.raises(ConfigError, match=rf"^MODEL\.DEFCN\.{sentence}"):
+        build_criteria(cfg)

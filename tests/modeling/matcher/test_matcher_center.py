@@ -36,16 +36,17 @@ def test_every_gt_takes_the_nearest_location_of_each_suitable_level(case: Case) 
                 wishes[g].append(nearest.index)
     smallness = [[-area(box)] * len(case.priors) for box in boxes]
     expected = assign(len(case.priors), wishes, better=smallness)
-    actual = Center(size_ranges=RANGES)(case.priors, case.predictions, case.gt)
+    actual = Center()(case.priors, case.predictions, case.gt)
     assert torch.equal(actual.gt_idxs, expected)
 
 
-def test_ranges_include_both_ends() -> None:
+@pytest.mark.parametrize(("below", "above"), [(0, 1), (1, 0)])
+def test_ranges_include_both_ends(below: int, above: int) -> None:
     priors = make_priors(128, 128)
     # The longest distance is 68 px from (60, 60), a location of P3, and 72 px from (56, 56) of P4.
     gt = make_instances(128, 128, [[0, 0, 120, 128]], [0])
-    exact = Center(size_ranges=[[68, 68], [72, 72], *[[1e4, 1e5]] * 3])
-    gt_idxs = exact(priors, quarter_predictions(priors, seed=0), gt).gt_idxs
+    ranges = [[68 - below, 68 + above], [72 - below, 72 + above], *[[1e4, 1e5]] * 3]
+    gt_idxs = Center(size_ranges=ranges)(priors, quarter_predictions(priors, seed=0), gt).gt_idxs
     levels = gt_idxs.split(priors.level_sizes)
     assert [torch.nonzero(level == 0).flatten().tolist() for level in levels] == [
         [7 * 16 + 7],

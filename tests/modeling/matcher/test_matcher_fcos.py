@@ -46,7 +46,7 @@ def test_locations_near_the_centre_of_the_smallest_gt_of_the_levels_size(
     }
     smallness = [[-area(box)] * len(case.priors) for box in boxes]
     expected = assign(len(case.priors), wishes, better=smallness)
-    actual = FCOS(size_ranges=RANGES, radius=radius)(case.priors, case.predictions, case.gt)
+    actual = FCOS(radius=radius)(case.priors, case.predictions, case.gt)
     assert torch.equal(actual.gt_idxs, expected)
 
     targets = [
@@ -58,17 +58,13 @@ def test_locations_near_the_centre_of_the_smallest_gt_of_the_levels_size(
     torch.testing.assert_close(actual.quality, torch.tensor(targets).float())
 
 
-def test_ranges_include_both_ends() -> None:
+@pytest.mark.parametrize(("below", "above"), [(0, 1), (1, 0)])
+def test_ranges_include_both_ends(below: int, above: int) -> None:
     priors = make_priors(128, 128)
     # The longest distance is 64 px from (60, 60), a location of P3, and 72 px from three of P4:
     # (56, 72), (72, 56) and (72, 72).
     gt = make_instances(128, 128, [[0, 0, 124, 124]], [0])
     predictions = quarter_predictions(priors, seed=0)
-    exact = FCOS(size_ranges=[[64, 64], [72, 72], *[[1e4, 1e5]] * 3])
-    levels = exact(priors, predictions, gt).gt_idxs.split(priors.level_sizes)
+    ranges = [[64 - below, 64 + above], [72 - below, 72 + above], *[[1e4, 1e5]] * 3]
+    levels = FCOS(size_ranges=ranges)(priors, predictions, gt).gt_idxs.split(priors.level_sizes)
     assert [(level >= 0).sum().item() for level in levels] == [1, 3, 0, 0, 0]
-
-
-def test_negative_radius_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"MATCHER.RADIUS -1.5 is negative"):
-        FCOS(size_ranges=RANGES, radius=-1.5)

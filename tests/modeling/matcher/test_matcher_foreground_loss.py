@@ -135,8 +135,3 @@ def test_hungarian_equals_the_dense_problem_whatever_a_missing_pair_costs(
         assert len(actual) == len(best)
     expected = pytest.approx(best.sum(), rel=0, abs=1e-6)
     assert actual.sum().item() == expected
-
-
-def test_negative_radius_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"MATCHER.RADIUS -1 is negative"):
-        ForegroundLoss(radius=-1)

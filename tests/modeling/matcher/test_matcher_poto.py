@@ -162,16 +162,3 @@ def test_more_ground_truths_than_locations(keep_unreachable: bool) -> None:
     # The centres of levels P5 to P7 lie beyond the box or, at 16, on its side.
     matched = len(priors) if keep_unreachable else 5
     assert len(pairs_of(assignment.gt_idxs)) == matched
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"alpha": 1.5}, r"MATCHER.ALPHA 1.5 is out of range; take one in \[0, 1\]"),
-        ({"radius": -1}, "MATCHER.RADIUS -1 is negative"),
-        ({"solver": "greedy"}, "MATCHER.SOLVER 'greedy' is unknown; one of: argmax, hungarian"),
-    ],
-)
-def test_errors(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        POTO(**options)

@@ -2,7 +2,6 @@
 
 import statistics
 
-import pytest
 import torch
 from helpers import make_instances, make_priors, random_boxes, random_instances
 from hypothesis import assume, given
@@ -106,15 +105,3 @@ def test_empty_predicted_boxes() -> None:
     per_level = [int((level == 0).sum()) for level in gt_idxs.split(priors.level_sizes)]
     # The single cells of P6 and P7 have their centres at 32 and 64: inside, and on the corner.
     assert per_level == [9, 9, 4, 1, 0]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"alpha": -0.5}, "AUX.MATCHER.ALPHA -0.5 is out of range"),
-        ({"topk": 0}, "AUX.MATCHER.TOPK 0 is too small; take 1 or more"),
-    ],
-)
-def test_errors(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        POTOAux(**options)

@@ -1,4 +1,4 @@
-"""Matchers by name: built from their node, one's own registered, unknown names refused."""
+"""Matchers by name: made from their own keys, one's own registered, unknown names refused."""
 
 import re
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from detectron2.structures import Instances
 from helpers import random_inputs, tiny_cfg
 
 from defcn_d2 import MATCHER_REGISTRY, add_defcn_config
+from defcn_d2.config.rules import ArgumentError, ConfigError
 from defcn_d2.modeling.matcher import build_matcher
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.modeling.matcher.poto_aux import POTOAux
@@ -26,22 +27,22 @@ def node() -> CfgNode:
 
 @pytest.fixture
 def own_matcher() -> Iterator[str]:
-    """As a user of the package would write one."""
+    """As a user of the package would write one, with a key of its own."""
 
     @MATCHER_REGISTRY.register()
-    class FirstLocation:
-        def __init__(self, cfg: CfgNode):
-            self.offset = cfg.TOPK
+    class OneLocation:
+        def __init__(self, *, place: int = 0):
+            self.place = place
 
         def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
             assert not torch.is_grad_enabled()
             assert len(gt) >= 1
             gt_idxs = torch.full((len(priors),), BACKGROUND)
-            gt_idxs[self.offset] = 0
+            gt_idxs[self.place] = 0
             return Assignment(gt_idxs)
 
-    yield "FirstLocation"
-    del MATCHER_REGISTRY._obj_map["FirstLocation"]
+    yield "OneLocation"
+    del MATCHER_REGISTRY._obj_map["OneLocation"]
 
 
 def test_defaults_are_those_of_the_method(node: CfgNode) -> None:
@@ -58,86 +59,113 @@ def test_defaults_are_those_of_the_method(node: CfgNode) -> None:
     assert vars(auxiliary) == {"alpha": 0.8, "topk": 9}
 
 
-SIZES = {"size_ranges": [[-1, 64], [64, 128], [128, 256], [256, 512], [512, float("inf")]]}
+@pytest.mark.parametrize("name", MATCHER_REGISTRY.names())
+def test_built_from_the_config_as_alone(node: CfgNode, name: str) -> None:
+    for place in (node.MATCHER, node.AUX.MATCHER):
+        place.NAME = name
+        built, alone = vars(build_matcher(place)), vars(MATCHER_REGISTRY.get(name)())
+        assert {key: _listed(value) for key, value in built.items()} == {
+            key: _listed(value) for key, value in alone.items()
+        }
 
 
-@pytest.mark.parametrize("name", sorted(name for name, _ in MATCHER_REGISTRY))
-def test_defaults_of_the_classes_are_those_of_the_config(node: CfgNode, name: str) -> None:
-    node.MATCHER.NAME = name
-    cls = MATCHER_REGISTRY.get(name)
-    alone = cls(**(SIZES if name in ("Center", "FCOS") else {}))
-    assert vars(alone) == vars(build_matcher(node.MATCHER))
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+RANGES = [[-1, 64], [64, 128]]
 
 
 @pytest.mark.parametrize(
     ("name", "good", "bad", "sentence"),
     [
-        ("POTO", {"alpha": 0}, {"alpha": -0.1}, "MATCHER.ALPHA -0.1 is out of range; take one in"),
-        ("POTO", {"alpha": 1}, {"alpha": 1.1}, "MATCHER.ALPHA 1.1 is out of range; take one in"),
-        ("POTO", {"radius": 0}, {"radius": -1}, "MATCHER.RADIUS -1 is negative; take 0 or more"),
+        ("POTO", {"alpha": 0}, {"alpha": -0.1}, "alpha is -0.1, but must be at least 0 and"),
+        ("POTO", {"alpha": 1}, {"alpha": 1.1}, "alpha is 1.1, but must be at least 0 and at most"),
+        ("POTO", {"radius": 0}, {"radius": -1}, "radius is -1, but must be at least 0"),
         (
-            *("POTO", {"solver": "argmax"}, {"solver": "auction"}),
-            "MATCHER.SOLVER 'auction' is unknown; one of: argmax, hungarian",
+            *("POTO", {"solver": "argmax"}, {"solver": "argmx"}),
+            "solver 'argmx' is unknown; one of: argmax, hungarian (did you mean 'argmax'?)",
         ),
-        ("POTOAux", {"alpha": 0}, {"alpha": -1}, "AUX.MATCHER.ALPHA -1 is out of range; take one"),
-        ("POTOAux", {"alpha": 1}, {"alpha": 2}, "AUX.MATCHER.ALPHA 2 is out of range; take one in"),
-        ("POTOAux", {"topk": 1}, {"topk": 0}, "AUX.MATCHER.TOPK 0 is too small; take 1 or more"),
-        ("ATSS", {"topk": 1}, {"topk": 0}, "MATCHER.TOPK 0 is too small; take 1 or more"),
+        (
+            *("POTO", {"keep_unreachable": True}, {"keep_unreachable": True, "solver": "argmax"}),
+            "keep_unreachable is True, which the solver 'argmax' cannot do; set it to False",
+        ),
+        ("POTOAux", {"alpha": 0}, {"alpha": -1}, "alpha is -1, but must be at least 0"),
+        ("POTOAux", {"alpha": 1}, {"alpha": 2}, "alpha is 2, but must be at least 0"),
+        ("POTOAux", {"topk": 1}, {"topk": 0}, "topk is 0, but must be at least 1"),
+        ("POTOAux", {"topk": 2}, {"topk": 1.5}, "topk is 1.5, but must be a whole number at least"),
+        ("ATSS", {"topk": 1}, {"topk": 0}, "topk is 0, but must be at least 1"),
         (
             *("ATSS", {"anchor_scale": 0.5}, {"anchor_scale": 0}),
-            "MATCHER.ANCHOR_SCALE 0 is no size; take more than 0 strides",
+            "anchor_scale is 0, but must be above 0",
         ),
-        (
-            *("FCOS", {**SIZES, "radius": 0}, {**SIZES, "radius": -1}),
-            "MATCHER.RADIUS -1 is negative; take 0 or more strides",
+        ("FCOS", {"radius": 0}, {"radius": -1}, "radius is -1, but must be at least 0"),
+        *(
+            (
+                *(name, {"size_ranges": RANGES}, {"size_ranges": [[-1, 64], [64, 64]]}),
+                "size_ranges [[-1, 64], [64, 64]]: a value is [64, 64], but must be [smallest, "
+                "largest] in pixels",
+            )
+            for name in ("FCOS", "Center")
         ),
-        (
-            *("ForegroundLoss", {"radius": 0}, {"radius": -0.5}),
-            "MATCHER.RADIUS -0.5 is negative; take 0 or more strides",
+        ("ForegroundLoss", {"radius": 0}, {"radius": -0.5}, "radius is -0.5, but must be at least"),
+        *(
+            (name, {key: 0}, {key: -1.0}, f"{key} is -1.0, but must be at least 0")
+            for name, key in (
+                *(("ForegroundLoss", "giou_weight"), ("ForegroundLoss", "focal_gamma")),
+                *(("ForegroundLoss", "focal_alpha"), ("OneNet", "focal_alpha")),
+                *(("OneNet", "focal_gamma"), ("OneNet", "cls_weight")),
+                *(("OneNet", "l1_weight"), ("OneNet", "giou_weight")),
+            )
         ),
     ],
 )
 def test_limits_of_the_arguments(name: str, good: dict, bad: dict, sentence: str) -> None:
     cls = MATCHER_REGISTRY.get(name)
     assert vars(cls(**good)).items() >= good.items()
-    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+    with pytest.raises(ArgumentError, match=f"^{re.escape(sentence)}"):
         cls(**bad)
 
 
 def test_numbers_of_the_node(node: CfgNode) -> None:
-    node.MATCHER.merge_from_list(["ALPHA", 0.5, "RADIUS", 0.0, "SOLVER", "argmax"])
-    node.MATCHER.KEEP_UNREACHABLE = True
+    node.MATCHER.merge_from_list(["POTO.ALPHA", 0.5, "POTO.RADIUS", 0.0, "POTOAux.ALPHA", 0.1])
+    node.MATCHER.POTO.KEEP_UNREACHABLE = True
     assert vars(build_matcher(node.MATCHER)) == {
         "alpha": 0.5,
         "radius": 0.0,
-        "solver": "argmax",
+        "solver": "hungarian",
         "keep_unreachable": True,
     }
 
 
-def test_all_matchers_of_the_package_are_registered() -> None:
-    names = {name for name, _ in MATCHER_REGISTRY}
-    assert names >= {
-        *("POTO", "POTOAux", "ForegroundLoss", "Anchor", "Center", "FCOS", "ATSS", "OneNet"),
-    }
+@pytest.mark.parametrize("place", ["MATCHER", "AUX.MATCHER"])
+def test_the_error_of_a_value_names_its_key(node: CfgNode, place: str) -> None:
+    node.merge_from_list([f"{place}.NAME", "POTO", f"{place}.POTO.ALPHA", 1.5])
+    matchers = node.AUX.MATCHER if place.startswith("AUX") else node.MATCHER
+    key = f"MODEL.DEFCN.{place}"
+    with pytest.raises(ConfigError, match=rf"^{key}\.POTO\.ALPHA is 1.5, but must be at least 0"):
+        build_matcher(matchers, key)
 
 
-def test_a_matcher_of_ones_own_trains(own_matcher: str) -> None:
-    cfg = tiny_cfg("MODEL.DEFCN.MATCHER.NAME", own_matcher, "MODEL.DEFCN.MATCHER.TOPK", 3)
+def test_a_matcher_of_ones_own_has_its_key_and_trains(own_matcher: str) -> None:
+    cfg = tiny_cfg(
+        *("MODEL.DEFCN.MATCHER.NAME", own_matcher),
+        *(f"MODEL.DEFCN.MATCHER.{own_matcher}.PLACE", 3),
+    )
     model = build_model(cfg)
-    assert model.criteria[0].matcher.offset == 3
+    assert model.criteria[0].matcher.place == 3
     losses = model(random_inputs([(64, 64)] * 2, [1, 2], num_classes=1))
     assert losses["loss_box_reg"] > 0
 
 
 def test_unknown_name(node: CfgNode) -> None:
     node.MATCHER.NAME = "POT0"
-    with pytest.raises(ValueError, match=r"MODEL.DEFCN.MATCHER.NAME 'POT0' is unknown; one of: A"):
+    with pytest.raises(ConfigError, match=r"MODEL.DEFCN.MATCHER.NAME 'POT0' is unknown; one of: A"):
         build_matcher(node.MATCHER)
-    with pytest.raises(ValueError, match=r"POTOAux.*\(did you mean 'POTO'\?\)"):
+    with pytest.raises(ConfigError, match=r"POTOAux.*\(did you mean 'POTO'\?\)"):
         build_matcher(node.MATCHER)
     node.AUX.MATCHER.NAME = "zzz"
-    with pytest.raises(ValueError, match=r"MODEL.DEFCN.AUX.MATCHER.NAME 'zzz' is unknown") as error:
+    with pytest.raises(ConfigError, match=r"MODEL.DEFCN.AUX.MATCHER.NAME 'zzz' is") as error:
         build_matcher(node.AUX.MATCHER, "MODEL.DEFCN.AUX.MATCHER")
-    names = ", ".join(sorted(name for name, _ in MATCHER_REGISTRY))
+    names = ", ".join(MATCHER_REGISTRY.names())
     assert str(error.value).endswith(f"'zzz' is unknown; one of: {names}")

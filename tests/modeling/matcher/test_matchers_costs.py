@@ -20,6 +20,7 @@ from slow_matching import (
 
 from defcn_d2.modeling.box_ops import pairwise_giou
 from defcn_d2.modeling.matcher import costs
+from defcn_d2.modeling.matcher.pairs import AllPairs
 from defcn_d2.structures import Predictions
 
 ALPHAS = st.sampled_from([0.25, 0.5])
@@ -41,10 +42,10 @@ def test_class_probability_and_quality(case: Case, seed: int, alpha: float) -> N
     predictions = with_quality(case, seed)
     logits, filters = predictions.cls_logits.tolist(), predictions.quality_logits.tolist()
     predicted = predictions.boxes.tolist()
-    gt_boxes, gt_classes = case.gt.gt_boxes.tensor, case.gt.gt_classes
+    pairs, gt_classes = AllPairs.of(case.gt), case.gt.gt_classes
     for fused in (True, False):
-        probability = costs.class_probability(predictions, gt_classes, fused)
-        quality = costs.prediction_quality(predictions, gt_boxes, gt_classes, alpha, fused)
+        probability = costs.class_probability(predictions, pairs, fused)
+        quality = costs.prediction_quality(predictions, pairs, alpha, fused)
         assert probability.shape == quality.shape == (len(case.gt), len(case.priors))
         for g, (box, c) in enumerate(zip(boxes_of_gt(case.gt), gt_classes.tolist(), strict=True)):
             for r in range(0, len(case.priors), 3):
@@ -56,9 +57,9 @@ def test_class_probability_and_quality(case: Case, seed: int, alpha: float) -> N
 
 def test_without_a_quality_branch_both_probabilities_are_the_plain_one() -> None:
     predictions = random_predictions(make_priors(32, 32), 3, None, quality=False)
-    classes = torch.tensor([2, 0])
-    plain = costs.class_probability(predictions, classes, fused=False)
-    assert torch.equal(costs.class_probability(predictions, classes, fused=True), plain)
+    pairs = AllPairs(torch.zeros(2, 4), torch.tensor([2, 0]))
+    plain = costs.class_probability(predictions, pairs, fused=False)
+    assert torch.equal(costs.class_probability(predictions, pairs), plain)
     torch.testing.assert_close(plain, predictions.cls_logits[:, [2, 0]].sigmoid().t())
 
 
@@ -70,7 +71,7 @@ def test_half_precision_predictions_are_scored_in_float32() -> None:
         predictions.quality_logits.bfloat16(),
     )
     boxes = random_boxes(32, 32, 2, torch.Generator().manual_seed(0))
-    quality = costs.prediction_quality(half, boxes, torch.tensor([0, 2]), 0.8, fused=True)
+    quality = costs.prediction_quality(half, AllPairs(boxes, torch.tensor([0, 2])), 0.8)
     assert quality.dtype == torch.float32
 
 
@@ -87,17 +88,23 @@ def test_distance_and_size(case: Case) -> None:
             assert nearness[g, location.index].item() == pytest.approx(expected, rel=1e-6)
 
 
-@given(st.integers(0, 99), st.integers(1, 6), st.integers(1, 5), ALPHAS, GAMMAS)
-def test_focal_cost(seed: int, num_gts: int, num_classes: int, alpha: float, gamma: float) -> None:
+@given(st.integers(0, 99), st.integers(1, 6), st.integers(1, 5), ALPHAS, GAMMAS, st.booleans())
+def test_focal_cost(
+    seed: int, num_gts: int, num_classes: int, alpha: float, gamma: float, branch: bool
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(7, num_classes, generator=generator)
+    quality = 3 * torch.randn(7, generator=generator)
     gt_classes = torch.randint(num_classes, (num_gts,), generator=generator)
-    cost = costs.focal_cost(Predictions(logits, torch.zeros(7, 4)), gt_classes, alpha, gamma)
+    predictions = Predictions(logits, torch.zeros(7, 4), quality if branch else None)
+    pairs = AllPairs(torch.zeros(num_gts, 4), gt_classes)
+    cost = costs.focal_cost(predictions, pairs, alpha, gamma)
     for g in range(num_gts):
         for r in range(7):
             expected = 0.0
             for c in range(num_classes):
                 p = sigmoid(logits[r, c].item())
+                p *= sigmoid(quality[r].item()) if branch else 1
                 if c == gt_classes[g]:
                     expected += alpha * (1 - p) ** gamma * -math.log(p)
                 else:
@@ -133,7 +140,6 @@ def test_scores_take_no_memory_over_all_classes() -> None:
     """With 10,000 classes an (M, R, K) tensor of this case would be 17 GB, and its time minutes."""
     priors = make_priors(256, 256)
     predictions = random_predictions(priors, 10_000, None, quality=False)
-    gt_classes = torch.arange(320) % 10_000
     gt_boxes = random_boxes(256, 256, 320, torch.Generator().manual_seed(0))
-    quality = costs.prediction_quality(predictions, gt_boxes, gt_classes, 0.8, fused=True)
+    quality = costs.prediction_quality(predictions, AllPairs(gt_boxes, torch.arange(320)), 0.8)
     assert quality.shape == (320, len(priors))

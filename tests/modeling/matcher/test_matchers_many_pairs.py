@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import make_instances, make_priors, random_instances, random_predictions
@@ -13,7 +15,7 @@ from torch import Tensor
 from defcn_d2.modeling.matcher import costs, many_pairs, pairs
 from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
 from defcn_d2.modeling.matcher.many_pairs import best_pairs
-from defcn_d2.modeling.matcher.pairs import TooManyPairs, center_pairs
+from defcn_d2.modeling.matcher.pairs import AllPairs, TooManyPairs, center_pairs
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.structures import Predictions
 
@@ -34,8 +36,8 @@ def total(score: Tensor, gt_idxs: Tensor) -> tuple[int, float]:
 
 def score_of(matcher: POTO | ForegroundLoss, predictions: Predictions, gt) -> Tensor:
     if isinstance(matcher, POTO):
-        return matcher._quality(predictions, gt)
-    return -matcher._cost(predictions, gt)
+        return costs.prediction_quality(predictions, AllPairs.of(gt), matcher.alpha)
+    return matcher._score(predictions, AllPairs.of(gt))
 
 
 @pytest.mark.parametrize("matcher", MATCHERS)
@@ -63,10 +65,9 @@ def test_pairs_are_the_best_of_each(radius: float, min_size: int) -> None:
     predictions = random_predictions(priors, 3, num_images=3)
     predictions.boxes[0, :20] = torch.nan
     everything = center_pairs(priors, batch, radius)
-    scores = costs.pair_quality(predictions, everything, 0.8)
-    found, best = best_pairs(
-        priors, batch, radius, lambda image, gt: POTO()._quality(predictions[image], gt)
-    )
+    score = partial(costs.prediction_quality, alpha=0.8)
+    scores = score(predictions, everything)
+    found, best = best_pairs(priors, predictions, batch, radius, score)
     assert found.num_gts == everything.num_gts and found.num_locations == len(priors)
     assert best.isfinite().all() and found.allowed.all()
     for gt_idx in range(34):
@@ -106,9 +107,8 @@ def test_a_heap_of_whole_images() -> None:
     predictions = random_predictions(priors, 1, 1)
     matcher = POTO(radius=0)
     (assignment,) = matcher.match_batch(priors, predictions, [gt])
-    best = costs.prediction_quality(
-        predictions[0], gt.gt_boxes.tensor[:1], gt.gt_classes[:1], 0.8, fused=True
-    )[0].topk(500)
+    quality = costs.prediction_quality(predictions[0], AllPairs.of(gt[:1]), 0.8)
+    best = quality[0].topk(500)
     # All alike: the best locations, each for one of them.
     assert set((assignment.gt_idxs >= 0).nonzero().squeeze(1).tolist()) == set(
         best.indices.tolist()

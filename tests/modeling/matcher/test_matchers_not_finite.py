@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -15,42 +15,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from defcn_d2 import add_defcn_config
-from defcn_d2.modeling.matcher import MATCHER_REGISTRY, Matcher, build_matcher
+from defcn_d2.modeling.matcher import MATCHER_REGISTRY
+from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
+from defcn_d2.modeling.matcher.onenet import OneNet
+from defcn_d2.modeling.matcher.poto import POTO
+from defcn_d2.modeling.matcher.poto_aux import POTOAux
 from defcn_d2.structures import BACKGROUND, Predictions, Priors
 
 VALUES = [math.nan, math.inf, -math.inf]
 # Matchers that look at the predictions.
-OPTIONS: dict[str, list] = {
-    "POTO": [],
-    "POTO, argmax": ["SOLVER", "argmax"],
-    "POTO, whole box": ["RADIUS", 0.0],
-    "ForegroundLoss": [],
-    "OneNet": [],
-    "POTOAux": [],
+MATCHERS = {
+    "POTO": POTO(),
+    "POTO, argmax": POTO(solver="argmax"),
+    "POTO, whole box": POTO(radius=0.0),
+    "ForegroundLoss": ForegroundLoss(),
+    "OneNet": OneNet(),
+    "POTOAux": POTOAux(),
 }
-
-
-def node_of(name: str) -> CfgNode:
-    cfg = get_cfg()
-    add_defcn_config(cfg)
-    node = cfg.MODEL.DEFCN.AUX.MATCHER if name == "POTOAux" else cfg.MODEL.DEFCN.MATCHER
-    node.NAME = name
-    return node
-
-
-def matcher_of(name: str) -> Matcher:
-    node = node_of(name.split(",")[0])
-    node.merge_from_list(OPTIONS[name])
-    return build_matcher(node)
 
 
 def spoil(predictions: Predictions, bad: Tensor, field: str, value: float) -> Predictions:
     """Predictions of one image with ``value`` at the locations ``bad``."""
-    fields = {name: x.clone() for name, x in vars(predictions).items()}
-    x = fields[field]
+    x = getattr(predictions, field).clone()
     x[bad, ...] = torch.full_like(x[bad, ...], value)
-    return Predictions(**fields)
+    return replace(predictions, **{field: x})
 
 
 def only(priors: Priors, keep: Tensor) -> Priors:
@@ -59,7 +47,7 @@ def only(priors: Priors, keep: Tensor) -> Priors:
     return Priors(priors.boxes[keep], priors.strides[keep], sizes)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", MATCHERS)
 @settings(max_examples=20)
 @given(
     st.integers(0, 2**16),
@@ -77,7 +65,7 @@ def test_a_location_counts_for_nothing(
     bad[-1] = False  # a level keeps one
     predictions = spoil(good, bad, field, value)
 
-    matcher = matcher_of(name)
+    matcher = MATCHERS[name]
     gt_idxs = matcher(priors, predictions, gt).gt_idxs
     if name == "POTOAux" and field == "quality_logits":  # it does not look at them
         assert torch.equal(gt_idxs, matcher(priors, good, gt).gt_idxs)
@@ -88,28 +76,28 @@ def test_a_location_counts_for_nothing(
 
 
 @pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("name", [name for name, _ in MATCHER_REGISTRY])
-@pytest.mark.parametrize("keep_unreachable", [False, True])
-def test_nothing_finite_at_all(name: str, value: float, keep_unreachable: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in MATCHER_REGISTRY.names()]
+    + [(name, {"keep_unreachable": True}) for name in ("POTO", "ForegroundLoss")],
+)
+def test_nothing_finite_at_all(name: str, options: dict, value: float) -> None:
     priors = make_priors(64, 96)
     gt = random_instances(64, 96, 6, 3, min_size=8)
     everywhere = torch.ones(len(priors), dtype=torch.bool)
     predictions = random_predictions(priors, 3, None)
     for field in ("cls_logits", "boxes", "quality_logits"):
         predictions = spoil(predictions, everywhere, field, value)
-    node = node_of(name)
-    if "KEEP_UNREACHABLE" in node:
-        node.KEEP_UNREACHABLE = keep_unreachable
-    gt_idxs = build_matcher(node)(priors, predictions, gt).gt_idxs
+    gt_idxs = MATCHER_REGISTRY.get(name)(**options)(priors, predictions, gt).gt_idxs
     if name in ("ATSS", "FCOS", "Center", "Anchor"):  # they go by the priors alone
         assert (gt_idxs >= 0).any()
-    elif name in ("POTO", "ForegroundLoss") and keep_unreachable:
+    elif options:
         assert (gt_idxs >= 0).sum() == len(gt)
     else:
         assert (gt_idxs == BACKGROUND).all()
 
 
-GTS = ["MODEL.DEFCN.LOSS.NORMALIZER", "gts"]
+GTS = ["MODEL.DEFCN.CRITERION.DenseCriterion.NORMALIZER", "gts"]
 
 
 @pytest.mark.parametrize(
@@ -119,11 +107,11 @@ GTS = ["MODEL.DEFCN.LOSS.NORMALIZER", "gts"]
         ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "POTO"], math.inf),
         ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "POTO"], -math.inf),
         ("bbox_pred", ["MODEL.DEFCN.MATCHER.NAME", "POTO"], math.nan),
-        ("cls_score", ["MODEL.DEFCN.MATCHER.SOLVER", "argmax"], math.nan),
+        ("cls_score", ["MODEL.DEFCN.MATCHER.POTO.SOLVER", "argmax"], math.nan),
         ("cls_score", ["MODEL.DEFCN.MATCHER.NAME", "ForegroundLoss"], math.inf),
         ("bbox_pred", ["MODEL.DEFCN.MATCHER.NAME", "ForegroundLoss"], math.inf),
         ("cls_score", [*("MODEL.DEFCN.MATCHER.NAME", "OneNet"), *GTS], math.nan),
-        ("cls_score", ["MODEL.DEFCN.MATCHER.KEEP_UNREACHABLE", True], math.nan),
+        ("cls_score", ["MODEL.DEFCN.MATCHER.POTO.KEEP_UNREACHABLE", True], math.nan),
     ],
 )
 def test_the_trainer_reports_the_loss(layer: str, config: list, value: float) -> None:

@@ -20,6 +20,7 @@ from defcn_d2.modeling.matcher import costs
 from defcn_d2.modeling.matcher import functional as F
 from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
 from defcn_d2.modeling.matcher.pairs import (
+    AllPairs,
     Pairs,
     _cells_in_regions,
     argmax_pairs,
@@ -104,8 +105,7 @@ def test_boxes_of_any_coordinates(strides: tuple[int, ...], radius: float) -> No
 
 
 def poto_quality(predictions: Predictions, gt: Instances) -> Tensor:
-    boxes, classes = gt.gt_boxes.tensor, gt.gt_classes
-    return costs.prediction_quality(predictions, boxes, classes, 0.8, fused=True)
+    return costs.prediction_quality(predictions, AllPairs.of(gt), 0.8)
 
 
 def slow_match(
@@ -159,7 +159,7 @@ def test_padding_changes_nothing(resolve, case: Case, radius: float) -> None:
     predictions = random_predictions(case.priors, 3, num_images=2)
     pairs = center_pairs(case.priors, batch, radius)
     filled = padded(pairs, case.priors, batch, radius)
-    for score in (costs.pair_quality, lambda *args: -costs.pair_focal_cost(*args, 2.0)):
+    for score in (costs.prediction_quality, lambda *args: -costs.focal_cost(*args, 2.0)):
         scores = score(predictions, pairs, 0.25)
         dense = scores.new_zeros(sum(pairs.num_gts), len(case.priors))
         dense[pairs.gt_idxs, pairs.locations] = scores
@@ -179,20 +179,25 @@ def test_no_ground_truth_at_all(matcher, grid: bool) -> None:
     assert [x.gt_idxs.tolist() for x in results] == [[BACKGROUND] * len(priors)] * 2
 
 
-@pytest.mark.parametrize(("num_gts", "radius"), [(500, 0.0), (500, 1.5), (40, 0.0)])
-def test_cost_of_pairs_is_that_of_the_matrix(num_gts: int, radius: float) -> None:
+@pytest.mark.parametrize(("num_gts", "radius"), [(500, 0.0), (500, 1.5), (40, 1.5)])
+@pytest.mark.parametrize("branch", [True, False])
+def test_cost_of_pairs_is_that_of_the_matrix(num_gts: int, radius: float, branch: bool) -> None:
     """With more pairs than locations, and with fewer."""
     priors = make_priors(256, 256)
     gt = random_instances(256, 256, num_gts, 3, min_size=8)
-    predictions = random_predictions(priors, 3)
-    pairs = center_pairs(priors, [gt], radius)
+    predictions = random_predictions(priors, 3, quality=branch)
+    pairs, every = center_pairs(priors, [gt], radius), AllPairs.of(gt)
+    assert (len(pairs.locations) > len(priors)) == (num_gts == 500)
     index = (pairs.gt_idxs, pairs.locations)
-    cost = costs.focal_cost(predictions[0], gt.gt_classes, 0.25, 2.0)
-    actual = costs.pair_focal_cost(predictions, pairs, 0.25, 2.0)
-    torch.testing.assert_close(actual, cost[index])
-    boxes = gt.gt_boxes.tensor
-    quality = costs.prediction_quality(predictions[0], boxes, gt.gt_classes, 0.8, fused=True)
-    torch.testing.assert_close(costs.pair_quality(predictions, pairs, 0.8), quality[index])
+    for score, arguments in (
+        (costs.focal_cost, (0.25, 2.0)),
+        (costs.prediction_quality, (0.8,)),
+        (costs.prediction_quality, (0.8, False)),
+        (costs.class_probability, (True,)),
+    ):
+        matrix = score(predictions[0], every, *arguments)
+        assert matrix.shape == (num_gts, len(priors))
+        torch.testing.assert_close(score(predictions, pairs, *arguments), matrix[index])
 
 
 class Transfers(TorchDispatchMode):

@@ -1,0 +1,251 @@
+"""Class losses against the formula of every entry, with one-hot labels, in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from fvcore.nn import sigmoid_focal_loss
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from defcn_d2 import add_defcn_config
+from defcn_d2.config.rules import ArgumentError, ConfigError
+from defcn_d2.modeling.loss import CLASS_LOSS_REGISTRY, build_class_loss
+from defcn_d2.modeling.loss.class_losses import FocalLoss, QualityFocalLoss
+from defcn_d2.modeling.loss.functional import focal_negative
+from defcn_d2.structures import fuse_logits
+
+ALPHAS = st.sampled_from([0.25, 0.5, 0.9])
+EXPONENTS = st.sampled_from([0.0, 1.0, 1.5, 2.0])
+SIZES = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 4))
+
+
+class Case(NamedTuple):
+    """Arguments of a class loss."""
+
+    logits: Tensor
+    foreground: Tensor
+    targets: Tensor
+    weights: Tensor
+    valid: Tensor
+
+
+def random_case(sizes: tuple[int, int, int], seed: int, valid_as: str = "bool") -> Case:
+    """Logits in float64; one entry in four is foreground, each once, some locations twice.
+
+    Args:
+        valid_as: "bool", where a location with foreground is never ignored; or "float".
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images, locations, classes = sizes
+    logits = 3 * torch.randn(sizes, generator=generator).double()
+    entries = torch.randperm(logits.numel(), generator=generator)[: logits.numel() // 4]
+    of_images = entries // (locations * classes)
+    of_locations = entries // classes % locations
+    foreground = torch.stack([of_images, of_locations, entries % classes])
+    targets, weights = torch.rand(2, len(entries), generator=generator).double()
+    valid = torch.rand(images, locations, generator=generator).double()
+    if valid_as == "bool":
+        valid = valid < 0.5
+        valid[of_images, of_locations] = True
+    return Case(logits, foreground, targets, 3 * weights, valid)
+
+
+def slow_focal(p: float, foreground: bool, alpha: float, gamma: float) -> float:
+    if foreground:
+        return alpha * (1 - p) ** gamma * -math.log(p)
+    return (1 - alpha) * p**gamma * -math.log(1 - p)
+
+
+def one_hot(case: Case, values: Tensor, rest: float = 0.0) -> Tensor:
+    """(N, R, K) with the values (P,) at the foreground entries."""
+    full = torch.full_like(case.logits, rest)
+    for (image, location, label), value in zip(case.foreground.t().tolist(), values, strict=True):
+        full[image, location, label] = value
+    return full
+
+
+@given(SIZES, st.integers(0, 99), ALPHAS, EXPONENTS, st.sampled_from(["", "bool", "float"]))
+def test_focal_loss_is_the_sum_of_its_terms(
+    sizes: tuple[int, int, int], seed: int, alpha: float, gamma: float, valid_as: str
+) -> None:
+    case = random_case(sizes, seed, valid_as or "bool")
+    labels = one_hot(case, torch.ones(len(case.weights)))
+    for weighted in (False, True):
+        factors = one_hot(case, case.weights if weighted else torch.ones_like(case.weights), 1)
+        if valid_as:
+            factors = factors * case.valid[..., None]
+        expected = sum(
+            factor * slow_focal(1 / (1 + math.exp(-logit)), bool(label), alpha, gamma)
+            for logit, label, factor in zip(
+                *(x.flatten().tolist() for x in (case.logits, labels, factors)), strict=True
+            )
+        )
+        loss = FocalLoss(alpha=alpha, gamma=gamma)(
+            case.logits,
+            case.foreground,
+            weights=case.weights if weighted else None,
+            valid=case.valid if valid_as else None,
+        )
+        assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_focal_loss_and_gradient_against_fvcore(gamma: float) -> None:
+    case = random_case((2, 25, 7), 0)
+    ours, theirs = case.logits.clone().requires_grad_(), case.logits.clone().requires_grad_()
+    loss = FocalLoss(gamma=gamma)(ours, case.foreground)
+    labels = one_hot(case, torch.ones(len(case.weights)))
+    expected = sigmoid_focal_loss(theirs, labels, alpha=0.25, gamma=gamma, reduction="sum")
+    # fvcore computes in float32.
+    torch.testing.assert_close(loss.float(), expected, rtol=1e-5, atol=0)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_focal_loss_of_fused_logits_is_that_of_the_product_of_probabilities() -> None:
+    case = random_case((1, 40, 4), 0)
+    quality = 3 * torch.randn(1, 40, 1, dtype=torch.float64)
+    p = case.logits.sigmoid() * quality.sigmoid()
+    labels = one_hot(case, torch.ones(len(case.weights))).bool()
+    expected = torch.where(
+        labels, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p**2 * (1 - p).log()
+    ).sum()
+    loss = FocalLoss()(fuse_logits(case.logits.float(), quality.float()), case.foreground)
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
+
+
+def literal_quality_focal(case: Case, logits: Tensor, beta: float, options: dict) -> Tensor:
+    """|y - p|^beta BCE(p, y) of every entry, with the labels and factors written out."""
+    ones = torch.ones_like(case.weights)
+    y = one_hot(case, options.get("targets", ones))
+    factors = one_hot(case, options.get("weights", ones), 1)
+    p = logits.sigmoid()
+    loss = (y - p).abs() ** beta * -(y * p.log() + (1 - y) * (1 - p).log())
+    return (loss * factors * options.get("valid", torch.ones(1))[..., None]).sum()
+
+
+@given(
+    SIZES,
+    st.integers(0, 99),
+    st.sampled_from([1.0, 1.5, 2.0, 3.0]),
+    st.sets(st.sampled_from(["targets", "weights", "valid"])),
+    st.sampled_from(["bool", "float"]),
+)
+def test_quality_focal_loss_and_gradient(
+    sizes: tuple[int, int, int], seed: int, beta: float, given_ones: set[str], valid_as: str
+) -> None:
+    case = random_case(sizes, seed, valid_as)
+    options = {name: getattr(case, name) for name in given_ones}
+    ours, literal = case.logits.clone().requires_grad_(), case.logits.clone().requires_grad_()
+    loss = QualityFocalLoss(beta=beta)(ours, case.foreground, **options)
+    expected = literal_quality_focal(case, literal, beta, options)
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, literal.grad, rtol=1e-8, atol=1e-12)
+
+
+def test_hard_labels_and_exponent_0_are_the_cross_entropy() -> None:
+    case = random_case((2, 9, 3), 0)
+    labels = one_hot(case, torch.ones(len(case.weights)))
+    loss = QualityFocalLoss(beta=0)(case.logits, case.foreground)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        case.logits, labels, reduction="sum"
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("logit", [-1e4, -200.0, -50.0, 50.0, 200.0, 1e4])
+@pytest.mark.parametrize("target", [0.0, 0.5, 1.0])
+def test_quality_focal_loss_at_extreme_logits(logit: float, target: float) -> None:
+    """p is 0 or 1 by then: of the label's distance from it squared, the logit remains."""
+    logits = torch.full((1, 1, 1), logit, requires_grad=True)
+    entry = torch.zeros(3, 1, dtype=torch.int64)
+    loss = QualityFocalLoss()(logits, entry, torch.tensor([target]))
+    away = abs(target - (logit > 0))
+    assert loss.item() == pytest.approx(away**3 * abs(logit), rel=1e-6, abs=1e-12)
+    loss.backward()
+    slope = math.copysign(away**3, logit)
+    assert logits.grad.item() == pytest.approx(slope, rel=1e-6, abs=1e-12)
+
+
+def test_a_label_that_is_met_has_no_loss_of_its_own() -> None:
+    logits = torch.tensor([[[0.4, -0.3]]], dtype=torch.float64, requires_grad=True)
+    entry = torch.tensor([[0], [0], [1]])
+    loss = QualityFocalLoss()(logits, entry, logits.detach()[0, 0, 1:].sigmoid())
+    p = logits.detach()[0, 0, 0].sigmoid()
+    torch.testing.assert_close(loss, -(p**2) * (1 - p).log())
+    loss.backward()
+    assert logits.grad[0, 0, 1] == 0
+
+
+@pytest.mark.parametrize("kind", [FocalLoss, QualityFocalLoss])
+def test_without_foreground(kind: type) -> None:
+    logits = torch.randn(2, 3, 3)
+    loss = kind()(logits, torch.zeros(3, 0, dtype=torch.int64), torch.zeros(0), torch.zeros(0))
+    # The quality focal loss has no factor that balances the two kinds.
+    alpha = 0.25 if kind is FocalLoss else 0.0
+    torch.testing.assert_close(loss, focal_negative(logits, alpha, 2.0).sum())
+
+
+@pytest.mark.parametrize("kind", [FocalLoss, QualityFocalLoss])
+@pytest.mark.parametrize("valid_as", ["bool", "float"])
+def test_a_location_of_factor_0_has_no_gradient(kind: type, valid_as: str) -> None:
+    case = random_case((2, 8, 3), 1, valid_as)
+    valid = case.valid.clone()
+    valid[0, 0] = 0
+    others = case.foreground[:, (case.foreground[:2] != 0).any(dim=0)]
+    foreground = case.foreground if valid_as == "float" else others
+    logits = case.logits.clone().requires_grad_()
+    kind()(logits, foreground, valid=valid).backward()
+    assert (logits.grad[0, 0] == 0).all()
+    assert (logits.grad[valid.bool()] != 0).all()
+
+
+@pytest.fixture
+def node() -> CfgNode:
+    cfg = get_cfg()
+    add_defcn_config(cfg)
+    return cfg.MODEL.DEFCN.LOSS
+
+
+def test_class_losses_of_the_config(node: CfgNode) -> None:
+    default = build_class_loss(node)
+    assert isinstance(default, FocalLoss) and vars(default) == {"alpha": 0.25, "gamma": 2.0}
+    node.merge_from_list(["NAME", "QualityFocalLoss", "QualityFocalLoss.BETA", 1.5])
+    chosen = build_class_loss(node)
+    assert isinstance(chosen, QualityFocalLoss) and vars(chosen) == {"beta": 1.5}
+    node.NAME = "QualityFocal"
+    with pytest.raises(
+        ConfigError,
+        match=r"^MODEL\.DEFCN\.LOSS\.NAME 'QualityFocal' is unknown; .*"
+        r"\(did you mean 'QualityFocalLoss'\?\)$",
+    ):
+        build_class_loss(node)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("FocalLoss", {"alpha": 1.5}),
+        ("FocalLoss", {"alpha": -0.5}),
+        ("FocalLoss", {"gamma": -1.0}),
+        ("QualityFocalLoss", {"beta": -1.0}),
+    ],
+)
+def test_limits_of_the_arguments(node: CfgNode, name: str, arguments: dict) -> None:
+    ((argument, value),) = arguments.items()
+    with pytest.raises(ArgumentError, match=f"^{argument} is {value}, but must be at least 0"):
+        CLASS_LOSS_REGISTRY.get(name)(**arguments)
+    node.merge_from_list(["NAME", name, f"{name}.{argument.upper()}", value])
+    key = f"MODEL.DEFCN.LOSS.{name}.{argument.upper()}"
+    with pytest.raises(ConfigError, match=f"^{key} is {value}, but must be at least 0"):
+        build_class_loss(node)

@@ -1,0 +1,68 @@
+"""Terms of losses against their formulas in probabilities, in float64, and against fvcore."""
+
+import math
+
+import pytest
+import torch
+from fvcore.nn import giou_loss as fvcore_giou_loss
+from helpers import random_boxes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defcn_d2.modeling.loss.functional import (
+    focal_negative,
+    focal_positive,
+    giou_loss,
+    l1_loss,
+)
+
+ALPHAS = st.sampled_from([0.25, 0.5, 0.9])
+GAMMAS = st.sampled_from([0.0, 1.0, 1.5, 2.0])
+LOGITS = st.floats(-15, 15, width=32)
+
+
+def slow_focal(p: float, foreground: bool, alpha: float, gamma: float) -> float:
+    if foreground:
+        return alpha * (1 - p) ** gamma * -math.log(p)
+    return (1 - alpha) * p**gamma * -math.log(1 - p)
+
+
+@given(LOGITS, ALPHAS, GAMMAS)
+def test_focal_terms(logit: float, alpha: float, gamma: float) -> None:
+    x = torch.tensor(logit, dtype=torch.float64)
+    p = 1 / (1 + math.exp(-logit))
+    assert focal_positive(x, alpha, gamma).item() == pytest.approx(
+        slow_focal(p, True, alpha, gamma), rel=1e-8
+    )
+    assert focal_negative(x, alpha, gamma).item() == pytest.approx(
+        slow_focal(p, False, alpha, gamma), rel=1e-8
+    )
+
+
+@pytest.mark.parametrize("logit", [-1e4, -200.0, -50.0, 50.0, 200.0, 1e4])
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_focal_terms_at_extreme_logits(logit: float, gamma: float) -> None:
+    x = torch.tensor(logit, requires_grad=True)
+    # All of the probability is on one side, so that the loss is 0 or the logit times its factor.
+    for loss, factor in (
+        (focal_negative(x, 0.25, gamma), 0.75 * max(logit, 0)),
+        (focal_positive(x, 0.25, gamma), 0.25 * max(-logit, 0)),
+    ):
+        assert loss.item() == pytest.approx(factor, rel=1e-6, abs=1e-12)
+        (gradient,) = torch.autograd.grad(loss, x)
+        assert gradient.item() == pytest.approx(factor / logit, rel=1e-6, abs=1e-12)
+
+
+def test_giou_loss_against_fvcore() -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes, gt_boxes = (random_boxes(100, 100, 50, generator).double() for _ in range(2))
+    expected = fvcore_giou_loss(boxes, gt_boxes)
+    torch.testing.assert_close(giou_loss(boxes, gt_boxes), expected, rtol=0, atol=1e-6)
+    assert giou_loss(gt_boxes, gt_boxes).abs().max() < 1e-6
+
+
+def test_l1_loss_in_sizes_of_the_image() -> None:
+    boxes = torch.tensor([[0.0, 0, 50, 40], [10.0, 20, 30, 40]])
+    gt_boxes = torch.tensor([[10.0, 0, 50, 60], [10.0, 20, 30, 40]])
+    image_sizes = torch.tensor([[40.0, 100], [64.0, 64]])  # height, width
+    assert l1_loss(boxes, gt_boxes, image_sizes).tolist() == pytest.approx([10 / 100 + 20 / 40, 0])
