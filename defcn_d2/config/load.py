@@ -55,6 +55,7 @@ def find_config_file(name: str) -> str:
 
 
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    # A file that is there, by its name.
     path = Path(os.path.expanduser(config_file))
     if "://" not in config_file and not path.is_file():
         near = _file_near(path)
@@ -63,6 +64,8 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         raise UserError(f"configuration file {config_file!r} does not exist; {near}")
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"configuration file {config_file!r} is not a .yaml file, give one")
+
+    # Its content, with one sentence for each way that reading can fail.
     try:
         address = str(path) if "://" not in config_file else config_file
         # by default Detectron2 builds any Python object that a yaml asks for

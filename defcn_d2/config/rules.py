@@ -70,7 +70,7 @@ def check_rules(cfg: CfgNode, rules: Mapping[str, Rule]) -> None:
 
 
 def numbers(interval: str, divisor: int | None = None, remainder: int = 0) -> Rule:
-    """Numbers of an interval, written as in mathematics: "[0, 1)", "(0, inf)"; never NaN.
+    """Rule: numbers of an interval, written as in mathematics: "[0, 1)", "(0, inf)"; never NaN.
 
     Args:
         divisor: whole numbers alone, which leave ``remainder`` when divided by it.
@@ -102,12 +102,12 @@ def numbers(interval: str, divisor: int | None = None, remainder: int = 0) -> Ru
 
 
 def whole_numbers(interval: str) -> Rule:
-    """Whole numbers of an interval."""
+    """Rule: whole numbers of an interval."""
     return numbers(interval, divisor=1)
 
 
 def one_of(*names: str) -> Rule:
-    """A name of a few."""
+    """Rule: one of a few names."""
     return lambda key, value: None if value in names else unknown_name(key, value, names)
 
 
@@ -139,7 +139,7 @@ def norm_of(channels: int) -> Rule:
 
 
 def list_of(rule: Rule, least: int = 1) -> Rule:
-    """A list or a tuple of ``least`` values or more that all keep a rule."""
+    """Rule: a list or a tuple of at least ``least`` values that all keep ``rule``."""
 
     def of_list(key: str, values: Any) -> str | None:
         if not isinstance(values, (list, tuple)) or len(values) < least:
@@ -150,10 +150,10 @@ def list_of(rule: Rule, least: int = 1) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """As ``rule``, or None."""
+    """Rule: None, or a value that keeps ``rule``."""
     return lambda key, value: None if value is None else rule(key, value)
 
 
 def first_problem(problems: Iterable[str | None]) -> str | None:
-    """The first that is one."""
+    """The first problem that is not None, or None."""
     return next((problem for problem in problems if problem is not None), None)

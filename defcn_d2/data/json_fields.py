@@ -12,7 +12,7 @@ LIMIT = 1e7  # pixels: a coordinate beyond it is a mistake
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As ``json.loads``; but an object with a key twice is refused, not half forgotten.
+    """Value of a JSON text, as by ``json.loads``; refuses an object that has a key twice.
 
     NaN and infinities are let through, as in files of many writers: refuse them where a number is
     used.

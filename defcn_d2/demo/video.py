@@ -59,6 +59,7 @@ def run_on_video(
     Raises:
         UserError: there is no frame to read, or the output cannot be written.
     """
+    # Frame by frame, until the source or the user ends it.
     frames = Frames(video, source)
     began = time.monotonic()
     done = 0
@@ -87,6 +88,8 @@ def run_on_video(
                 frames.report_end()
         except KeyboardInterrupt:
             print("\ninterrupted")
+
+    # Result, and status.
     if done == 0:
         raise UserError(f"{frames.name} holds no frame that OpenCV can read: {_CONVERT}")
     seconds = time.monotonic() - began

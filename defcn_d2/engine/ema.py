@@ -45,7 +45,7 @@ class WeightsEMA:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> "WeightsEMA | None":
-        """As ``MODEL.EMA`` says; None unless it is enabled."""
+        """The average that ``MODEL.EMA`` describes; None unless it is enabled."""
         node = cfg.MODEL.EMA
         return cls(model, node.DECAY, node.WARMUP) if node.ENABLED else None
 

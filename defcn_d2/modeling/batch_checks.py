@@ -145,7 +145,8 @@ def _first_not_finite(images: list[Tensor]) -> int | None:
 
 
 def _check_fields(i: int, x: dict) -> None:
-    """Type, shape and dtype of the ground truth of an image."""
+    """Checks type, shape and dtype of the ground truth of an image."""
+    # Presence and types of the fields.
     if "instances" not in x:
         raise BatchError(
             f"{image_name(i, x)} has no ground truth: training needs the key 'instances' in "
@@ -166,6 +167,8 @@ def _check_fields(i: int, x: dict) -> None:
             raise BatchError(
                 f"{name}.{field} is a {type(gt.get(field)).__name__}, expected {kind.__name__}"
             )
+
+    # Shapes, dtypes and numbers.
     classes = gt.gt_classes
     if classes.dim() != 1 or classes.dtype != torch.int64:
         raise BatchError(

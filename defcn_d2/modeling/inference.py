@@ -37,7 +37,7 @@ def find_candidates(
         Which of several equal scores are among the best of a level is not defined.
     """
     quality, centerness = predictions.quality(), predictions.centerness
-    values, locations, classes = _best_per_level(
+    values, locations, classes = _best_per_level(  # (N, T)
         predictions.cls_logits, None if centerness else quality, level_sizes, topk
     )
     kept = ~(values <= score_thresh)  # NaN is kept, for an error later
@@ -73,7 +73,7 @@ def find_topk(
     values, locations, classes = _best_pairs(predictions.cls_logits, predictions.quality(), topk)
     if predictions.centerness:
         values = values.sqrt()
-    boxes = predictions.boxes.float().gather(1, locations[..., None].expand(-1, -1, 4))
+    boxes = predictions.boxes.float().gather(1, locations[..., None].expand(-1, -1, 4))  # (N, T, 4)
     return [
         Instances(
             image_sizes[i],
@@ -171,16 +171,16 @@ def _best_pairs(
         scores in float32, locations and classes, each (N, T).
     """
     num_locations, num_classes = cls_logits.shape[1:]
-    candidates = None
+    candidates = None  # (N, topk) locations, where that leaves any out
     if topk < num_locations:
-        best = cls_logits.amax(dim=2).float().sigmoid()
+        best = cls_logits.amax(dim=2).float().sigmoid()  # (N, R)
         if quality is not None:
             best = best * quality
         candidates = best.topk(topk, sorted=False).indices
         if quality is not None:
             quality = quality.gather(1, candidates)
         cls_logits = cls_logits.gather(1, candidates[..., None].expand(-1, -1, num_classes))
-    scores = cls_logits.float().sigmoid()
+    scores = cls_logits.float().sigmoid()  # (N, topk or R, K)
     if quality is not None:
         scores = scores * quality[..., None]
     values, pairs = scores.flatten(1).topk(min(topk, num_locations * num_classes))

@@ -108,6 +108,8 @@ class DeFCN(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         check_model_config(cfg)
         node = cfg.MODEL.DEFCN
+
+        # Parts, each made for the outputs of the one before it.
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         in_channels, strides = _channels_and_strides(cfg, shapes)
@@ -119,6 +121,8 @@ class DeFCN(nn.Module):
             strides,
             prior_generator.num_anchors[0],
         )
+
+        # Arguments of the constructor, the keys of inference last.
         return {
             "backbone": backbone,
             "neck": neck,
@@ -225,7 +229,7 @@ class DeFCN(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Priors, list[Tensor]]:
         """The priors, and the feature maps (N, C, H_l, W_l) for the head."""
-        images = images.contiguous(memory_format=self.memory_format)
+        images = images.contiguous(memory_format=self.memory_format)  # (N, C, H, W)
         maps = self._run(self.backbone, images)
         features = [maps[name] for name in self.in_features]
         if self.neck is not None:
@@ -234,7 +238,7 @@ class DeFCN(nn.Module):
 
     def priors(self, features: list[Tensor]) -> Priors:
         """The priors of feature maps of these sizes."""
-        boxes = [level.tensor for level in self.prior_generator(features)]
+        boxes = [level.tensor for level in self.prior_generator(features)]  # (R_l, 4) each
         strides = self.prior_generator.strides
         # the sizes are shapes, not len(): torch.export keeps those symbolic
         return Priors(
@@ -285,6 +289,7 @@ def postprocess(detections: list[Instances], batched_inputs: list[dict]) -> list
     """
     results = []
     for i, (instances, x) in enumerate(zip(detections, batched_inputs)):
+        # boxes and scores of all detections, (D, 5)
         values = torch.cat([instances.pred_boxes.tensor, instances.scores[:, None]], dim=1)
         if not values.isfinite().all():
             raise FloatingPointError(

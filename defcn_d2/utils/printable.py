@@ -20,12 +20,12 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: object) -> str:
-    """As ``printable``, but lines, tabs and colours stay: for messages with names inside."""
+    """The text of ``printable`` with lines, tabs and colours kept: for messages with names."""
     parts = _KEPT.split(str(text))
     return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
 
 
 def escape_controls(record: logging.LogRecord) -> bool:
-    """A filter of a log handler: what is logged goes through ``printable_lines``."""
+    """Pass a log record through ``printable_lines``: a filter for log handlers."""
     record.msg, record.args = printable_lines(record.getMessage()), None
     return True

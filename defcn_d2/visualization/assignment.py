@@ -66,7 +66,7 @@ def assignments(cfg: CfgNode, example: Example, matchers: Sequence[str]) -> list
 
 def _anchors(priors: Priors) -> Priors:
     """The same locations with square boxes of the release's size."""
-    reach = priors.strides[:, None] * _ANCHOR_SCALE / 2
+    reach = priors.strides[:, None] * _ANCHOR_SCALE / 2  # (R, 1)
     boxes = torch.cat([priors.centers - reach, priors.centers + reach], dim=1)
     return replace(priors, boxes=boxes, level_shapes=None)
 
@@ -74,7 +74,7 @@ def _anchors(priors: Priors) -> Priors:
 def _quality(example: Example) -> Tensor:
     """(M, R) in [0, 1]: score^(1-a) IoU^a of each location's prediction for each object."""
     found, gt = example.predictions, example.gt
-    overlap = pairwise_iou(gt.gt_boxes, Boxes(found.boxes)).nan_to_num().clamp(0, 1)
+    overlap = pairwise_iou(gt.gt_boxes, Boxes(found.boxes)).nan_to_num().clamp(0, 1)  # (M, R)
     return found.scores().T[gt.gt_classes] ** (1 - _ALPHA) * overlap**_ALPHA
 
 
@@ -86,7 +86,8 @@ def draw_assignment(cfg: CfgNode, example: Example, matchers: Sequence[str]) -> 
 
     Args, raises: as ``assignments``.
     """
-    chosen = assignments(cfg, example, matchers)
+    # Levels that any matcher uses.
+    chosen = assignments(cfg, example, matchers)  # (R,) each
     gt = example.gt
     quality = _quality(example)
     starts = np.cumsum([0, *example.priors.level_sizes])
@@ -95,6 +96,8 @@ def draw_assignment(cfg: CfgNode, example: Example, matchers: Sequence[str]) -> 
         for level in range(len(example.strides))
         if any((gt_idxs[starts[level] : starts[level + 1]] >= 0).any() for gt_idxs in chosen)
     ]
+
+    # Panels, as wide as the image is relative to its height.
     height, width = example.image.shape[:2]
     cell = 3.3 if len(matchers) > 1 else 5.0
     rows = max(len(used), 1)
@@ -103,6 +106,8 @@ def draw_assignment(cfg: CfgNode, example: Example, matchers: Sequence[str]) -> 
         layout="constrained",
     )
     grid = figure.subplots(rows, len(matchers), squeeze=False)
+
+    # Dots by level, and the numbers of all levels above them.
     for column, (name, gt_idxs) in enumerate(zip(matchers, chosen)):
         for row, level in enumerate(used):
             axes = grid[row][column]
@@ -116,6 +121,8 @@ def draw_assignment(cfg: CfgNode, example: Example, matchers: Sequence[str]) -> 
         head = f"{name}\n{total} positive of {len(gt_idxs)}{left}"
         axes = grid[0][column]
         axes.set_title(f"{head}\n\n{axes.get_title()}", fontsize=9.5)
+
+    # Title and legend.
     unused = [name for i, name in enumerate(example.level_names) if i not in used]
     note = f"; no positives on {', '.join(n.partition(',')[0] for n in unused)}" if unused else ""
     objects = f"{len(gt)} object{'s' * (len(gt) > 1)}"
@@ -141,7 +148,7 @@ def _draw_level(
         for box, number in zip(boxes.tensor.tolist(), example.gt.gt_classes.tolist()):
             axes.add_patch(_outline(box, class_color(number), width_of_line))
     owners = gt_idxs[part]
-    positive = torch.nonzero(owners >= 0).squeeze(1)
+    positive = torch.nonzero(owners >= 0).squeeze(1)  # (P,)
     centers = example.priors.centers[part][positive]
     sizes = [_area(float(quality[owners[i], part.start + i])) for i in positive]
     colors = [class_color(int(example.gt.gt_classes[owners[i]])) for i in positive]

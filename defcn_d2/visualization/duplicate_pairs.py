@@ -92,6 +92,7 @@ def _tile(one: Judged, classes: Sequence[str], score: float, caption: str) -> np
 
 def draw_statistics(judged: Sequence[Judged], with_nms: Sequence[Judged], score: float) -> Figure:
     """Histograms of scores by kind, without and with NMS, and precision over score."""
+    # Histograms of scores, without and with NMS.
     figure = Figure(figsize=(13, 4.3), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     pairs = [
@@ -112,6 +113,8 @@ def draw_statistics(judged: Sequence[Judged], with_nms: Sequence[Judged], score:
         axes.set(yscale="log", ylim=(0.7, highest * 6), xlim=(0, 1))
         axes.set(xlabel="score", ylabel="detections (logarithmic)")
         axes.legend(loc="upper right", fontsize=9)
+
+    # Precision over the least score.
     for (name, style), (_, (scores, kinds)) in zip(_STYLES, pairs):
         _precision(right, scores, kinds, name, style)
     right.set(xlabel="least score", ylabel="share", xlim=(0, 1), ylim=(0, 1.02))

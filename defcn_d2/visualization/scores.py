@@ -26,6 +26,7 @@ def draw_scores(example: Example) -> Figure:
 
     Without a quality branch there is the class score alone.
     """
+    # Maps (R,) by name, and their colour scales.
     predictions = example.predictions
     maps = {"class score, best class": predictions.cls_logits.sigmoid().amax(dim=1).numpy()}
     if predictions.quality_logits is not None:
@@ -34,6 +35,8 @@ def draw_scores(example: Example) -> Figure:
     scores = [values for name, values in maps.items() if name != _QUALITY]
     scale = Normalize(0, _round_up(max(float(values.max()) for values in scores)))
     norms = [Normalize(0, 1) if name == _QUALITY else scale for name in maps]
+
+    # Panels: the image on the left, then a column a map.
     height, width = example.image.shape[:2]
     levels = len(example.strides)
     cell, columns = 2.5, len(maps) + 1
@@ -46,6 +49,8 @@ def draw_scores(example: Example) -> Figure:
     for row in range(1, levels):
         grid[row][0].axis("off")
     _legend(grid[1][0] if levels > 1 else grid[0][0], example)
+
+    # Each map by level, and its colour bar.
     starts = np.cumsum([0, *example.priors.level_sizes])
     for column, (name, values) in enumerate(maps.items(), start=1):
         for level in range(levels):
@@ -145,14 +150,18 @@ def draw_object_scores(example: Example, number: int | None = None, count: int =
     if not 0 <= number < len(boxes):
         raise UserError(f"--object {number}: the image has {len(boxes)} objects, from 0")
     kind = int(example.gt.gt_classes[number])
-    centers = example.priors.centers
+
+    # The best locations in the box, by class score.
+    centers = example.priors.centers  # (R, 2)
     inside = ((centers > boxes[number, :2]) & (centers < boxes[number, 2:])).all(dim=1)
-    before = example.predictions.cls_logits[:, kind].sigmoid()
+    before = example.predictions.cls_logits[:, kind].sigmoid()  # (R,)
     after = example.predictions.scores()[:, kind]
     best = before.masked_fill(~inside, -1).argsort(descending=True, stable=True)
-    best = best[: min(count, int(inside.sum()))]
+    best = best[: min(count, int(inside.sum()))]  # (B,)
     if not len(best):
         raise UserError(f"--object {number} is so small that no location lies in it: give another")
+
+    # A panel a level that has any of them, then the bars of all.
     ends = np.cumsum(example.priors.level_sizes)
     levels = np.searchsorted(ends, best.numpy(), side="right")
     used = sorted(set(levels.tolist()))

@@ -23,6 +23,8 @@ from .scores import draw_object_scores, draw_scores
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw pictures that explain a detector.")
     commands = parser.add_subparsers(dest="command", required=True)
+
+    # Arguments that several commands share.
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--output",
@@ -50,6 +52,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common, *parents])
 
+    # Commands with their own arguments.
     command = add("assignment", "which locations each matcher makes positive", model)
     command.add_argument("--matchers", nargs="+", metavar="NAME", help="default: the config's")
     command = add("scores", "score maps by level before and after the quality branch", model)

@@ -218,7 +218,7 @@ def test_infinity_survives_being_written_and_read_again(tmp_path: Path) -> None:
 
 
 def small_model(config: str) -> Any:
-    """The model of a config but for its backbone and its width."""
+    """The model of a config, except its backbone and its width."""
     return build_model(
         make_cfg(
             config,

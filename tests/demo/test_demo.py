@@ -219,7 +219,7 @@ def test_class_names_come_from_the_first_set(tmp_path):
 
 
 def test_program(tmp_path):
-    """The script itself, without a display: a mistake is told in one line."""
+    """The script itself, without a display: a mistake is reported in one line."""
     result = subprocess.run(
         [sys.executable, str(ROOT / "demo" / "demo.py"), "--config-file", "no.yaml", "--webcam"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -35,7 +35,7 @@ class Small(nn.Module):
 
 
 def change(model: nn.Module) -> None:
-    """What a step does: other parameters, other statistics, one more batch."""
+    """Changes of a step: other parameters, other statistics, one more batch."""
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point() and not name.startswith("frozen"):

@@ -1,4 +1,4 @@
-"""A loss that is not finite: what is told, the dump, and tools/replay.py, which runs it again."""
+"""A loss that is not finite: the message, the dump, and tools/replay.py, which runs it again."""
 
 from __future__ import annotations
 

@@ -372,7 +372,7 @@ def test_old_torch_is_told(monkeypatch):
 
 
 def test_program():
-    """The script itself: a mistake is told in one line."""
+    """The script itself: a mistake is reported in one line."""
     script = str(ROOT / "tools" / "export.py")
     arguments = ["--config-file", "no.yaml", "--format", "onnx", "--output", "x"]
     result = subprocess.run(

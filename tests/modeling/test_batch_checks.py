@@ -1,4 +1,4 @@
-"""What a model refuses: each error names the image, the value and the remedy."""
+"""Batches that a model refuses: each error names the image, the value and the remedy."""
 
 from __future__ import annotations
 

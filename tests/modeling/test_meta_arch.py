@@ -255,7 +255,7 @@ def test_padding_is_an_image_of_the_mean_colour() -> None:
     padded[:, :40, :50] = x["image"]
     small, large = model([x])[0], model([{"image": padded, "height": 64, "width": 64}])[0]
     assert len(small["instances"]) > 10
-    # The same detections, but for those beyond the image and the clipping.
+    # The same detections, except those beyond the image and the clipping.
     boxes = large["instances"].pred_boxes.tensor.clone()
     boxes[:, 0::2].clamp_(0, 50)
     boxes[:, 1::2].clamp_(0, 40)

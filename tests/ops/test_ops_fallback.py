@@ -1,4 +1,4 @@
-"""What happens without the compiled operator, with it on other processors, and what is reported."""
+"""Behaviour without the compiled operator and with it on other processors; what is reported."""
 
 from __future__ import annotations
 

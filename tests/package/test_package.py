@@ -1,4 +1,4 @@
-"""What a wheel and an sdist hold, and that the configs are found in both and in a checkout."""
+"""Contents of a wheel and an sdist; the configs are found in both and in a checkout."""
 
 from __future__ import annotations
 

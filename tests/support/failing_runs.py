@@ -46,7 +46,7 @@ Failure = Callable[[], "list[str] | None"]
 
 
 def at_second_step(change: Callable[[], None]) -> None:
-    """Let all processes call this before their second forward pass in training."""
+    """Make all processes call this before their second forward pass in training."""
     original, steps = DeFCN.forward, []
 
     def changed(self: DeFCN, inputs: list[dict]) -> Any:
@@ -148,7 +148,7 @@ def restarted() -> list[str]:
 
 
 def nothing() -> list[str]:
-    """What ``restarted`` is to be like."""
+    """Reference for ``restarted``."""
     return QUIET
 
 

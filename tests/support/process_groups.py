@@ -15,7 +15,7 @@ START_METHOD = "spawn" if torch.cuda.is_available() else "fork"
 
 
 def in_group(number: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """What ``function(*arguments)`` returns in each of ``number`` processes of one group.
+    """Results of ``function(*arguments)`` in each of ``number`` processes of one group.
 
     Args:
         function: of a module, as it may be pickled; returns what ``torch.save`` takes. It knows

@@ -1,4 +1,4 @@
-"""What the pictures of ``tools/visualize.py`` show: judged detections, score maps, names, pages."""
+"""Pictures of ``tools/visualize.py``: judged detections, score maps, names, pages."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""``tools/visualize.py``: every command on a tiny model and data, and bad input told."""
+"""``tools/visualize.py``: every command on a tiny model and data, and bad input reported."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def weights() -> str:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Detections on tiny_val: every object twice, but for each image's first; and background."""
+    """Detections on tiny_val: every object twice, except each image's first; and background."""
     tiny_sets()
     categories = {v: k for k, v in _metadata("tiny_val").items()}
     entries = []

@@ -30,6 +30,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train all variants on the built-in data and compare them. Run again after a "
         "kill, it goes on."
     )
+
+    # Extent of the study.
     parser.add_argument(
         "--quick", action="store_true", help="one seed and few iterations: minutes, not hours"
     )
@@ -47,6 +49,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="PART", help='such as "shapes" or "shapes/FCOS"'
     )
+
+    # Output.
     parser.add_argument("--output", type=Path, metavar="DIR", help="[output/study, study-quick]")
     parser.add_argument(
         "--docs", type=Path, metavar="DIR", help="folder of study.md [docs; quick: the output]"

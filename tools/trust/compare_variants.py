@@ -251,9 +251,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
+
+    # The process that a comparison starts for a side of it.
     if args.record:
         record(args.device, args.variants, args.weights, args.record)
         return 0
+
+    # The commit first, then this work tree with the commit's weights.
     if not args.commit:
         parser.error("give the commit to compare with, such as HEAD~1")
     with tempfile.TemporaryDirectory() as folder, checkout(args.commit) as tree:
@@ -266,6 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = [x.stem.replace("+", "/") for x in sorted(before.glob("*.pth"))]
         chosen = ["--device", args.device, "--weights", str(before), "--variants", *names]
         run(ROOT, str(after), *chosen)
+
+        # A sentence for each variant.
         results = []
         for path in sorted(before.glob("*.pth")):
             equal, sentence = comparison_of(

@@ -123,6 +123,7 @@ def peak_memory(call: Callable[[], Result]) -> tuple[Result, int]:
 
 def fuzz(arguments: argparse.Namespace, detectors: dict[str, Detector]) -> int:
     """Try the batches, print the table, and return how many failed."""
+    # Batch by batch, until the number or the time is over.
     rows: dict[str, Row] = defaultdict(Row)
     failures, index = 0, arguments.start
     end = time.monotonic() + 60 * arguments.minutes
@@ -148,6 +149,8 @@ def fuzz(arguments: argparse.Namespace, detectors: dict[str, Detector]) -> int:
         print(f"\nstopped; go on with --seed {arguments.seed} --start {index}", file=sys.stderr)
     finally:
         bar.close()
+
+    # Summary.
     print(table(rows))
     print(
         f"\nSeed {arguments.seed}, batches {arguments.start} to {index - 1}, "

@@ -163,6 +163,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20, help="limit of a case [%(default)s]")
     parser.add_argument("--memory", type=float, default=2, help="limit in GiB [%(default)s]")
     args = parser.parse_args(argv)
+
+    # Cases of each kind.
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"
     limits = Limits(args.seconds, int(args.memory * 2**30))
@@ -182,6 +184,8 @@ def main(argv: list[str] | None = None) -> int:
                     print(f"{name}, case {result.number}, {what}", flush=True)
     if args.only is not None:
         return 0
+
+    # Summary.
     print(table(results))
     failed = sum(x.outcome in FAILED for found in results.values() for x in found)
     total = sum(map(len, results.values()))

@@ -64,6 +64,7 @@ def without_decorator(source: str) -> str:
 
 def prepare() -> None:
     """Bring the copy up to date; files keep their times, by which mutmut knows what is new."""
+    # Files that are tracked, and what is built; functions of matchers without decorators.
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
@@ -78,6 +79,8 @@ def prepare() -> None:
                 shutil.copystat(ROOT / name, target)
     with open(FOLDER / "tests" / "conftest.py", "a") as file:
         file.write(PROFILE)
+
+    # Settings of mutmut.
     tests = sorted({path for pattern in TESTS for path in FOLDER.glob(f"tests/**/{pattern}")})
     settings = {
         "source_paths": ["defcn_d2"],

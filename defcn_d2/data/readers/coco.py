@@ -145,6 +145,7 @@ def read_coco(
 def _read(
     path: Path, image_root: Path, extra_boxes: tuple[str, ...], version: tuple[int, int]
 ) -> CocoData:
+    # Entries one by one; mistakes that exclude training end here.
     content, findings = parse(path), Findings()
     categories = read_categories(content["categories"], findings)
     images = read_images(content["images"], findings)
@@ -154,6 +155,7 @@ def _read(
     if fatal:
         raise DatasetError(f"{path}: {'. '.join(fatal)}")
 
+    # Boxes in the order of their images, checked against the sizes of these.
     places = {image.id: place for place, image in enumerate(images)}
     entries.sort(key=lambda entry: places[entry.image_id])
     indices = np.array([places[entry.image_id] for entry in entries], np.int64)
@@ -165,6 +167,7 @@ def _read(
     if not useful.any():
         raise DatasetError(". ".join([f"{path} has no boxes that are of use", *warnings]))
 
+    # The boxes that are of use, as arrays.
     areas = [entry.area or entry.box[2] * entry.box[3] for entry in entries]
     classes = {category: label for label, category in enumerate(categories)}
     return CocoData(

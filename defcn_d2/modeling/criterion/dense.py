@@ -145,7 +145,7 @@ class DenseCriterion(SummedCriterion):
         predictions: Predictions,
         gt_instances: list[Instances],
     ) -> Foreground:
-        images, locations = torch.nonzero(gt_idxs >= 0, as_tuple=True)
+        images, locations = torch.nonzero(gt_idxs >= 0, as_tuple=True)  # (P,)
         of_batch = _offset_by_image(gt_idxs[images, locations], images, gt_instances)
         number = len(of_batch) if self.normalizer == "foreground" else sum(map(len, gt_instances))
 
@@ -174,7 +174,7 @@ class DenseCriterion(SummedCriterion):
         foreground: Foreground,
     ) -> LossSum:
         use_fused = self.fused and not predictions.centerness
-        logits = predictions.fused() if use_fused else predictions.cls_logits.float()
+        logits = predictions.fused() if use_fused else predictions.cls_logits.float()  # (N, R, K)
         valid = gt_idxs != IGNORE  # (N, R)
         weights = foreground.weights
         if weights is not None and self.weights == "prior":
@@ -198,7 +198,7 @@ class DenseCriterion(SummedCriterion):
     def _box_sums(
         self, predictions: Predictions, foreground: Foreground, gt_instances: list[Instances]
     ) -> dict[str, LossSum]:
-        boxes, gt_boxes, count = foreground.boxes, foreground.gt_boxes, foreground.count
+        boxes, gt_boxes, count = foreground.boxes, foreground.gt_boxes, foreground.count  # (P, 4)
         weights = foreground.weights if self.weights == "prior" else None
 
         def total(loss: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class DenseCriterion(SummedCriterion):
 
         sums = {}
         if self.l1_weight:
-            image_sizes = gt_boxes.new_tensor([gt.image_size for gt in gt_instances])
+            image_sizes = gt_boxes.new_tensor([gt.image_size for gt in gt_instances])  # (N, 2)
             loss = total(l1_loss(boxes, gt_boxes, image_sizes[foreground.images]))
             sums["loss_box_l1"] = LossSum(loss * self.l1_weight, count)
         if self.reg_weight and predictions.centerness:
@@ -237,7 +237,7 @@ class DenseCriterion(SummedCriterion):
         Computed on the device: nothing here waits for it.
         """
         images, number = len(gt_instances), sum(map(len, gt_instances))
-        learned = torch.zeros(number, device=foreground.gt_idxs.device)
+        learned = torch.zeros(number, device=foreground.gt_idxs.device)  # (G,)
         learned.index_fill_(0, foreground.gt_idxs, 1)
         return {
             f"num_foreground{self.suffix}": foreground.count.new_full(
@@ -254,6 +254,8 @@ class DenseCriterion(SummedCriterion):
         matcher = MATCHER_REGISTRY.get(node.MATCHER.NAME)
         class_loss = CLASS_LOSS_REGISTRY.get(node.LOSS.NAME)
         name = f"{key}.{node.CRITERION.NAME}"
+
+        # Boxes and classes have to be learned.
         is_main = key == "MODEL.DEFCN.CRITERION"
         if is_main and not own["cls_weight"]:
             yield f"{name}.CLS_WEIGHT is 0, but must be above 0: classes would not be learned"
@@ -262,6 +264,8 @@ class DenseCriterion(SummedCriterion):
                 f"{name}.REG_WEIGHT and L1_WEIGHT are both 0, so boxes would not be learned; "
                 "set one of them above 0"
             )
+
+        # Soft labels need a class loss that takes them, and their source.
         if own["soft_labels"] != "none" and not getattr(class_loss, "takes_targets", False):
             yield (
                 f"{name}.SOFT_LABELS is {own['soft_labels']!r}, but {node.LOSS.NAME} takes hard "
@@ -278,6 +282,8 @@ class DenseCriterion(SummedCriterion):
                 f"{name}.SOFT_LABELS 'quality' needs a matcher that gives a quality, not "
                 f"{node.MATCHER.NAME}; set MATCHER.NAME to one of {', '.join(givers)}"
             )
+
+        # Centerness needs a source, and the GIoU loss that it weighs.
         if cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness" and is_main:
             if not gives_quality:
                 yield (
@@ -310,5 +316,5 @@ def _all_background(predictions: Predictions) -> Assignment:
 
 def _offset_by_image(gt_idxs: Tensor, images: Tensor, gt_instances: list[Instances]) -> Tensor:
     """Indices into the ground truths of the whole batch from indices into those of an image."""
-    firsts = torch.tensor([0] + [len(gt) for gt in gt_instances[:-1]]).cumsum(0)
+    firsts = torch.tensor([0] + [len(gt) for gt in gt_instances[:-1]]).cumsum(0)  # (N,)
     return gt_idxs + firsts.to(images.device, non_blocking=True)[images]

@@ -153,7 +153,7 @@ class DeFCNHead(nn.Module):
                 return ltrb_to_boxes(boxes.double(), priors.centers.double())
             return ltrb_to_boxes(boxes, priors.centers)
         transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
-        anchors = priors.boxes.repeat(boxes.shape[0], 1)
+        anchors = priors.boxes.repeat(boxes.shape[0], 1)  # (N * R, 4)
         return transform.apply_deltas(boxes.reshape(-1, 4), anchors).view_as(boxes)
 
     def _filter_logits(self, box_features: list[Tensor]) -> list[Tensor]:
@@ -168,7 +168,7 @@ class DeFCNHead(nn.Module):
         return checkpoint(function, features, use_reentrant=False, preserve_rng_state=False)
 
     def _box_deltas(self, features: Tensor, level: int) -> Tensor:
-        deltas = self.bbox_pred(features)
+        deltas = self.bbox_pred(features)  # (N, A * 4, H_l, W_l)
         if self.box_coding != "ltrb":
             return deltas
         deltas = self.scales[level](deltas)
@@ -204,7 +204,7 @@ def flatten(levels: list[Tensor], num_anchors: int = 1) -> Tensor:
     Mixed precision ends here: matching, losses and inference come after.
     """
     if all(x.is_contiguous(memory_format=torch.channels_last) for x in levels):
-        flat = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+        flat = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)  # (N, R / A, A * C)
     else:
         flat = torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
     if num_anchors > 1:  # the anchors of a location follow each other, as in Priors

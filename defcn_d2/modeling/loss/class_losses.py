@@ -128,7 +128,7 @@ class QualityFocalLoss:
     ) -> Tensor:
         own = logits[tuple(foreground)]  # (P,)
         targets = torch.ones_like(own) if targets is None else targets.to(own.dtype)
-        entropy = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
+        entropy = F.binary_cross_entropy_with_logits(own, targets, reduction="none")  # (P,)
         positive = (targets - own.sigmoid()).abs() ** self.beta * entropy
         background = self._background(logits)  # (N, R, K)
         return _total(background, positive, self._background(own), foreground, weights, valid)
@@ -153,7 +153,7 @@ def _total(
     """
     if weights is not None:
         positive = positive * weights
-    correction = positive - replaced
+    correction = positive - replaced  # (P,)
     if valid is not None:
         background = background * valid[..., None]
         if valid.is_floating_point():  # foreground has no False

@@ -36,8 +36,8 @@ class ATSS:
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor
         reach = priors.strides[:, None] * self.anchor_scale / 2
-        anchors = torch.cat([priors.centers - reach, priors.centers + reach], dim=1)
-        iou = pairwise_iou(gt_boxes, anchors)
+        anchors = torch.cat([priors.centers - reach, priors.centers + reach], dim=1)  # (R, 4)
+        iou = pairwise_iou(gt_boxes, anchors)  # (M, R)
         candidates = F.topk_per_level(nearness(priors, gt_boxes), self.topk, priors.level_sizes)
         foreground = candidates & F.above_mean_std(iou, candidates)
         foreground &= F.inside_box(priors, gt_boxes)

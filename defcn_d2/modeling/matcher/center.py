@@ -36,6 +36,6 @@ class Center:
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor
-        nearest = F.topk_per_level(nearness(priors, gt_boxes), 1, priors.level_sizes)
+        nearest = F.topk_per_level(nearness(priors, gt_boxes), 1, priors.level_sizes)  # (M, R)
         allowed = nearest & F.inside_size_range(priors, gt_boxes, self.size_ranges)
         return Assignment(F.best_gt(smallness(priors, gt_boxes), allowed))

@@ -66,8 +66,8 @@ def nearness(priors: Priors, gt_boxes: Tensor) -> Tensor:
     Returns:
         (M, R), at most 0.
     """
-    x, y = priors.centers.unbind(dim=1)
-    gt_x, gt_y = ((gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2)[:, :, None].unbind(dim=1)
+    x, y = priors.centers.unbind(dim=1)  # (R,)
+    gt_x, gt_y = ((gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2)[:, :, None].unbind(dim=1)  # (M, 1)
     return ((x - gt_x).square_() + (y - gt_y).square_()).sqrt_().neg_()
 
 

@@ -42,7 +42,7 @@ class FCOS:
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor
-        allowed = F.inside_center(priors, gt_boxes, self.radius)
+        allowed = F.inside_center(priors, gt_boxes, self.radius)  # (M, R)
         allowed &= F.inside_size_range(priors, gt_boxes, self.size_ranges)
-        gt_idxs = F.best_gt(smallness(priors, gt_boxes), allowed)
+        gt_idxs = F.best_gt(smallness(priors, gt_boxes), allowed)  # (R,)
         return Assignment(gt_idxs, quality=F.centerness(priors, gt_boxes, gt_idxs))

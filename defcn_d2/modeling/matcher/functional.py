@@ -39,9 +39,10 @@ def inside_center(priors: Priors, gt_boxes: Tensor, radius: float) -> Tensor:
         (M, R) bool.
     """
     low, high = center_region(gt_boxes, priors.level_strides, radius)
-    levels = priors.centers.split(priors.level_sizes)
+    levels = priors.centers.split(priors.level_sizes)  # (R_l, 2) each
     return torch.cat(
         [
+            # (R_l, 2) with (M, 1, 2) to (M, R_l)
             ((centers > low[:, [level]]) & (centers < high[:, [level]])).all(dim=-1)
             for level, centers in enumerate(levels)
         ],
@@ -63,9 +64,9 @@ def center_region(gt_boxes: Tensor, level_strides: Tensor, radius: float) -> tup
     Returns:
         the upper left and the lower right corners, both (M, L, 2) xy.
     """
-    low, high = gt_boxes[:, None, :2], gt_boxes[:, None, 2:]
+    low, high = gt_boxes[:, None, :2], gt_boxes[:, None, 2:]  # (M, 1, 2)
     if radius:
-        centers, reach = (low + high) / 2, (level_strides * radius)[:, None]
+        centers, reach = (low + high) / 2, (level_strides * radius)[:, None]  # (M, 1, 2), (L, 1)
         return torch.maximum(centers - reach, low), torch.minimum(centers + reach, high)
     shape = (len(gt_boxes), len(level_strides), 2)
     return low.expand(shape), high.expand(shape)
@@ -93,10 +94,10 @@ def inside_size_range(
             "levels; give one range for each of MODEL.DEFCN.IN_FEATURES"
         )
     suits = []
-    left, top, right, bottom = gt_boxes[:, :, None].unbind(dim=1)
+    left, top, right, bottom = gt_boxes[:, :, None].unbind(dim=1)  # (M, 1) each
     for centers, (low, high) in zip(priors.centers.split(priors.level_sizes), size_ranges):
-        x, y = centers.unbind(dim=1)
-        longest = torch.maximum(x - left, right - x)
+        x, y = centers.unbind(dim=1)  # (R_l,)
+        longest = torch.maximum(x - left, right - x)  # (M, R_l)
         longest = torch.maximum(longest, torch.maximum(y - top, bottom - y))
         suits.append((longest >= low) & (longest <= high))
     return torch.cat(suits, dim=1)
@@ -114,9 +115,9 @@ def topk(score: Tensor, k: int) -> Tensor:
     """
     score = score.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     if k == 1:
-        best = score.argmax(dim=1, keepdim=True)
+        best = score.argmax(dim=1, keepdim=True)  # (M, 1)
     else:
-        best = score.topk(min(k, score.shape[1]), dim=1).indices
+        best = score.topk(min(k, score.shape[1]), dim=1).indices  # (M, k)
     return torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, True)
 
 
@@ -143,9 +144,9 @@ def above_mean_std(score: Tensor, candidates: Tensor) -> Tensor:
     Returns:
         (M, R) bool; not restricted to the candidates.
     """
-    values = score[candidates].view(len(score), -1)
+    values = score[candidates].view(len(score), -1)  # (M, candidates)
     finite = values.isfinite()
-    count = finite.sum(dim=1, keepdim=True)
+    count = finite.sum(dim=1, keepdim=True)  # (M, 1)
     mean = values.masked_fill(~finite, 0).sum(dim=1, keepdim=True) / count.clamp(min=1)
     threshold = mean
     if values.shape[1] > 1:
@@ -168,9 +169,9 @@ def centerness(priors: Priors, gt_boxes: Tensor, gt_idxs: Tensor) -> Tensor:
     Returns:
         (R,) float in [0, 1]; 0 for background and for locations outside of their box.
     """
-    foreground = torch.nonzero(gt_idxs >= 0).squeeze(1)
+    foreground = torch.nonzero(gt_idxs >= 0).squeeze(1)  # (P,)
     boxes, centers = gt_boxes[gt_idxs[foreground]], priors.centers[foreground]
-    low, high = centers - boxes[:, :2], boxes[:, 2:] - centers
+    low, high = centers - boxes[:, :2], boxes[:, 2:] - centers  # (P, 2): l, t and r, b
     ratios = torch.minimum(low, high).clamp(min=0) / torch.maximum(low, high).clamp(min=EPS)
     return priors.strides.new_zeros(len(priors)).index_put_(
         (foreground,), ratios.prod(dim=1).sqrt()
@@ -203,7 +204,7 @@ def hungarian(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Tensor:
     Returns:
         (R,) int64, index of the ground truth or ``BACKGROUND``.
     """
-    gts, priors = torch.nonzero(mask, as_tuple=True)
+    gts, priors = torch.nonzero(mask, as_tuple=True)  # (P,)
     # One transfer: indices are exact in float64, float32 scores too.
     pairs = torch.stack([gts.double(), priors.double(), score[gts, priors].double()])
     gt_idxs, locations, scores = pairs.cpu().numpy()
@@ -212,7 +213,7 @@ def hungarian(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Tensor:
 
 
 def hungarian_dense(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> Tensor:
-    """As ``hungarian``, but a ground truth without a location left takes any other one.
+    """Matching of ``hungarian``; a ground truth without a location left takes any other one.
 
     What the original release does: which one, ``linear_sum_assignment`` decides.
     """

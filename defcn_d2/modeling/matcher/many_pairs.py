@@ -62,14 +62,14 @@ def best_pairs(
             allowed = inside_center(priors, some.gt_boxes.tensor, radius) & values.isfinite()
             values = values.masked_fill(~allowed, -torch.inf)
             best = values.topk(min(len(gt), len(priors)), dim=1).indices.sort(dim=1).values
-            values = values.gather(1, best)
+            values = values.gather(1, best)  # (m, M), by location
             some_idxs, columns = (values > -torch.inf).nonzero(as_tuple=True)
             gt_idxs.append(some_idxs + first + start)
             images.append(torch.full_like(some_idxs, image))
             locations.append(best[some_idxs, columns])
             scores.append(values[some_idxs, columns])
         first += len(gt)
-    of_batch = torch.cat(gt_idxs)
+    of_batch = torch.cat(gt_idxs)  # (P,)
     pairs = Pairs(
         gt_idxs=of_batch,
         images=torch.cat(images),

@@ -64,8 +64,8 @@ class OneNet:
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes, boxes = gt.gt_boxes.tensor, predictions.boxes.float()
-        probability = class_probability(predictions, AllPairs.of(gt))
-        cost = (
+        probability = class_probability(predictions, AllPairs.of(gt))  # (M, R)
+        cost = (  # (M, R)
             self.cls_weight * focal_difference_cost(probability, self.focal_alpha, self.focal_gamma)
             + self.l1_weight * l1_cost(gt_boxes, boxes, gt.image_size)
             - self.giou_weight * pairwise_giou(gt_boxes, boxes)

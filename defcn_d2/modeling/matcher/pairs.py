@@ -116,7 +116,7 @@ def center_pairs(priors: Priors, gt_instances: list[Instances], radius: float) -
     gt_boxes = torch.cat([gt.gt_boxes.tensor for gt in gt_instances])
     gt_classes = torch.cat([gt.gt_classes for gt in gt_instances])
     num_gts = [len(gt) for gt in gt_instances]
-    images = torch.from_numpy(np.repeat(np.arange(len(num_gts)), num_gts))
+    images = torch.from_numpy(np.repeat(np.arange(len(num_gts)), num_gts))  # (G,)
     images = images.to(gt_boxes.device, non_blocking=True)
     if priors.level_shapes is None:
         gt_idxs, locations = inside_center(priors, gt_boxes, radius).nonzero(as_tuple=True)
@@ -148,6 +148,7 @@ def _cells_in_regions(
     Args:
         gt_boxes: (G, 4) xyxy.
     """
+    # Columns, rows and first location of each level, (L, 3).
     device, strides = gt_boxes.device, priors.level_strides
     starts = np.cumsum([0, *priors.level_sizes[:-1]])
     table = [(columns, rows, start) for (rows, columns), start in zip(level_shapes, starts)]
@@ -177,13 +178,14 @@ def _cells_in_regions(
     columns = cells - rows * widths + first[:, 0][regions]
     rows = rows + first[:, 1][regions]
 
+    # Ground truth, and location in the image, of each cell; a cell beyond the grid has none.
     gt_idxs = regions.div(len(table), rounding_mode="floor")
     num_columns, num_rows, starts_of = levels[regions - gt_idxs * len(table)].unbind(dim=1)
     on_grid = (columns < num_columns) & (rows < num_rows)
     locations = (starts_of + rows * num_columns + columns).masked_fill(~on_grid, 0)
 
     # The test of inside_center itself.
-    boxes = priors.boxes[locations]
+    boxes = priors.boxes[locations]  # (P, 4)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     low, high = low.flatten(0, 1)[regions], high.flatten(0, 1)[regions]
     allowed = on_grid & ((centers > low) & (centers < high)).all(dim=1)
@@ -205,7 +207,7 @@ def hungarian_pairs(pairs: Pairs, score: Tensor, unmatched: float = -1.0) -> lis
     gt_idxs, locations, scores = host.cpu().numpy()
     first_gts = np.cumsum([0, *pairs.num_gts])
     bounds = np.searchsorted(gt_idxs, first_gts)
-    matched = []
+    matched = []  # per image (3, matches): image, location, ground truth
     for image, num_gts in enumerate(pairs.num_gts):
         own = slice(bounds[image], bounds[image + 1])
         gts, priors = solve(
@@ -220,7 +222,7 @@ def hungarian_pairs(pairs: Pairs, score: Tensor, unmatched: float = -1.0) -> lis
     result = torch.from_numpy(np.concatenate(matched, axis=1))
     images, priors, gts = result.to(score.device, non_blocking=True)
     shape = (len(pairs.num_gts), pairs.num_locations)
-    assigned = torch.full(shape, BACKGROUND, device=score.device)
+    assigned = torch.full(shape, BACKGROUND, device=score.device)  # (N, R)
     assigned[images, priors] = gts
     return [Assignment(x) for x in assigned]
 
@@ -236,13 +238,13 @@ def argmax_pairs(pairs: Pairs, score: Tensor) -> list[Assignment]:
     """
     num_images, num_gts = len(pairs.num_gts), sum(pairs.num_gts)
     score = score.masked_fill(~(pairs.allowed & score.isfinite()), -torch.inf)
-    chosen = _first_best(score, pairs.gt_idxs, num_gts)
+    chosen = _first_best(score, pairs.gt_idxs, num_gts)  # (G,) indices of pairs, P for none
     # A last entry for the ground truths without a pair: they choose a location beyond the images.
     score = torch.cat([score, score.new_full((1,), -torch.inf)])[chosen]
     places = pairs.images * pairs.num_locations + pairs.locations
     nowhere = num_images * pairs.num_locations
     places = torch.cat([places, places.new_full((1,), nowhere)])[chosen]
-    gt_idxs = _first_best(score, places, nowhere + 1)[:-1].view(num_images, -1)
+    gt_idxs = _first_best(score, places, nowhere + 1)[:-1].view(num_images, -1)  # (N, R)
     first_gts = np.cumsum([0, *pairs.num_gts[:-1]])
     return [
         Assignment(torch.where(idxs < num_gts, idxs - int(first), BACKGROUND))

@@ -1,4 +1,4 @@
-"""The entries of COCO files: what is understood, what is told, what is left out."""
+"""The entries of COCO files: what is understood, what is reported, what is left out."""
 
 import json
 

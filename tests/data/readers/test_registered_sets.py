@@ -1,4 +1,4 @@
-"""What Detectron2 registers (COCO, LVIS, Pascal VOC) and others may: evaluators and classes."""
+"""Data sets that Detectron2 (COCO, LVIS, Pascal VOC) or others register: evaluators, classes."""
 
 import importlib.util
 import sys

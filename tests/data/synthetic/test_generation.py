@@ -47,7 +47,7 @@ def content(made: GeneratedSet) -> dict[str, bytes]:
 
 
 def beside(made: GeneratedSet) -> list[str]:
-    """What lies beside a set, except for its lock."""
+    """Names beside a set, except its lock."""
     names = {path.name for path in made.folder.parent.iterdir()}
     return sorted(names - {made.split, f".{made.split}.lock"})
 

@@ -68,7 +68,7 @@ NOTHING = Case("POTO-3DMF-Aux", "equal", (0,) * len(COUNTS))
 
 
 class Training(NamedTuple):
-    """What a training of ``STEPS`` steps leaves.
+    """Results of a training of ``STEPS`` steps.
 
     Attributes:
         gradients: of the first step; zero where a parameter has none.

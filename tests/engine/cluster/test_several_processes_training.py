@@ -131,7 +131,7 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
 
 
 def assert_same(name: str, members: list[dict], folder: Path, one: dict, expected: Path) -> None:
-    """What the processes of a group have found, and written, is what one has."""
+    """Checks that processes of a group have found, and written, the same as one alone."""
     for key in ("changes", "averaged"):
         worst = max(largest_difference(member[key], one[key]) for member in members)
         print(f"training by {name}: {key} differ by {worst:.1e}")

@@ -1,4 +1,4 @@
-"""What losses are divided by: one all-reduce a step, and the losses of the whole batch by it."""
+"""Divisors of losses: one all-reduce a step, and the losses of the whole batch by it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_criteria() -> list[SummedCriterion]:
 
 
 def sets_of(predictions: Predictions) -> dict[str, Predictions]:
-    """What the criteria take: all but one the set "main"."""
+    """Sets of predictions for the criteria: "main" for all except one."""
     return {"main": predictions, "centerness": replace(predictions, centerness=True)}
 
 
@@ -124,7 +124,7 @@ def run_worker(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each of two processes found."""
+    """Findings of each of two processes."""
     folder: Path = tmp_path_factory.mktemp("workers")
     torch.multiprocessing.spawn(run_worker, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pth") for rank in range(2)]

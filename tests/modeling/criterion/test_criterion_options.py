@@ -1,4 +1,4 @@
-"""What a dense criterion can be asked for: soft labels, weights, losses of a subclass, progress."""
+"""Options of a dense criterion: soft labels, weights, losses of a subclass, progress."""
 
 from __future__ import annotations
 

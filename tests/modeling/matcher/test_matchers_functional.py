@@ -50,7 +50,7 @@ def pairs_of(gt_idxs: Tensor) -> dict[int, int]:
 
 
 def slow_pairs(score: Tensor, mask: Tensor, unmatched: float = -1.0) -> dict[int, int]:
-    """What ``linear_sum_assignment`` returns for the full matrix."""
+    """Pairs that ``linear_sum_assignment`` finds in the full matrix."""
     full = np.where(mask.numpy(), score.numpy(), unmatched)
     rows, columns = linear_sum_assignment(full, maximize=True)
     return dict(zip(rows.tolist(), columns.tolist(), strict=True))

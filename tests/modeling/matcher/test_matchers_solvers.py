@@ -62,7 +62,7 @@ def expected(scores: NDArray, unmatched: float = -1.0) -> dict[int, int]:
 
 
 def total(scores: NDArray, pairs: dict[int, int], unmatched: float = -1.0) -> float:
-    """What the full matrix's total exceeds that of no pair at all by."""
+    """Total of the full matrix beyond that of no pair at all."""
     return sum(scores[g, r] - unmatched for g, r in pairs.items())
 
 

@@ -207,7 +207,7 @@ def test_opencv_that_loads_is_left_alone_and_another_error_is_told(tmp_path):
 
 
 def run(code: str, log: Path, **variables: str) -> str:
-    """What the reporter shows while Python runs some code."""
+    """Output of the reporter while Python runs some code."""
     stream = io.StringIO()
     report = Reporter(stream)
     report.start("[1/1] title", log)
