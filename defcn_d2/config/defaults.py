@@ -50,14 +50,14 @@ def _add_head_config(node: CN) -> None:
     # 3x3 convs in each of the two towers, and the normalisation after each ("" for none).
     node.NUM_CONVS = 4
     node.NORM = "GN"
-    # Whether the convs of the towers have a bias (OneNet's have none).
+    # Whether the convs of the towers have a bias (not so in arXiv 2012.05780).
     node.CONV_BIAS = True
     # Foreground probability of every location before training: sets the bias of cls_score.
     node.PRIOR_PROB = 0.01
     # True: distances are relu(scale * x) * stride. False: exp(scale * x) pixels.
     node.NORM_REG_TARGETS = True
     # The number that a location predicts beside its classes and box:
-    # "none"; "filter": 3D Max Filtering, multiplied into the class scores; "centerness" (FCOS).
+    # "none"; "filter": 3D Max Filtering, multiplied into the class scores; "centerness".
     node.QUALITY_BRANCH = "none"
 
     # Compute the head again in the backward pass, for less memory; not with norms of batches.

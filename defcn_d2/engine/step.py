@@ -26,8 +26,9 @@ class StepTrainer(SimpleTrainer):
     As gradients are linear in the losses, those of the earlier micro batches are taken of the
     losses over a count that stands in for the true one, and put right before the last backward
     pass, which in DistributedDataParallel is the only one that communicates. Losses that share
-    their count (all of POTO's) share a backward pass; each other count (of the auxiliary loss, of
-    the centerness) costs one more in every micro batch but the last, and memory for a gradient.
+    their count (class and box loss, say) share a backward pass; each other count (of the auxiliary
+    loss, of the centerness) costs one more in every micro batch but the
+    last, and memory for a gradient.
 
     The gradient is that of one large batch within rounding, the division by at least 1 included,
     except for what the network computes over a batch: BatchNorm's statistics are those of a micro

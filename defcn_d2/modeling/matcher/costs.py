@@ -43,7 +43,7 @@ def class_probability(
 def prediction_quality(
     predictions: Predictions, pairs: Pairs | AllPairs, alpha: float, fused: bool = True
 ) -> Tensor:
-    """POTO's quality p^(1 - a) * iou^a of each pair (arXiv 2012.03544, eq. 3).
+    """The quality p^(1 - a) * iou^a of each pair (arXiv 2012.03544, eq. 3).
 
     Args:
         predictions, fused: as of ``class_probability``.
