@@ -25,6 +25,7 @@ from defcn_d2.engine import Trainer, load_config
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)[ ]?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PARTS = "docs/architecture.md"  # says what each part is for
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 # What the code of a page has built must work as well.
@@ -32,7 +33,7 @@ CHECKS = {
     "extending.md": """
 from detectron2.structures import Boxes, Instances
 (criterion,) = model.criteria
-assert type(model.backbone).__name__ == "Strided"
+assert type(model.backbone.bottom_up).__name__ == "Strided"
 assert model.neck.context[1].out_channels == 8 and model.head.dropout.p == 0.1
 assert criterion.matcher.topk == 2 and criterion.class_loss.epsilon == 0.5
 gt = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 40]])), gt_classes=torch.zeros(1).long())
@@ -133,6 +134,15 @@ def test_notebook(workplace: dict[str, str]) -> None:
         assert text in code
         code = code.replace(text, short)
     run(["python", "-c", f"import matplotlib\nmatplotlib.use('Agg')\n{code}"], workplace)
+
+
+def test_architecture_names_every_part_of_the_package() -> None:
+    linked = {target.rstrip("/") for target, _ in LINK.findall((ROOT / PARTS).read_text())}
+    package = ROOT / "defcn_d2"
+    folders = [path.parent for path in package.rglob("__init__.py") if path.parent != package]
+    files = [package / "structures.py", *(package / "modeling").glob("[!_]*.py")]
+    for path in (*folders, *files):
+        assert f"../{path.relative_to(ROOT).as_posix()}" in linked, path
 
 
 def test_matcher_of_the_readme_works(tmp_path: Path) -> None:
