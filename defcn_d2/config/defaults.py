@@ -8,6 +8,15 @@ from ..modeling.loss import CLASS_LOSS_REGISTRY
 from ..modeling.matcher import MATCHER_REGISTRY
 from ..modeling.neck import NECK_REGISTRY
 
+#: Registries of the parts that are chosen by name: their nodes at ``MODEL.DEFCN``, and ``AUX``.
+REGISTRIES = {
+    "NECK": NECK_REGISTRY,
+    "HEAD": HEAD_REGISTRY,
+    "MATCHER": MATCHER_REGISTRY,
+    "CRITERION": CRITERION_REGISTRY,
+    "LOSS": CLASS_LOSS_REGISTRY,
+}
+
 
 def add_defcn_config(cfg: CN) -> None:
     """Add the keys under ``MODEL.DEFCN`` (and a few beside Detectron2's own) to ``cfg``, in place.
@@ -88,8 +97,9 @@ def _add_component_config(node: CN) -> None:
     # A second criterion beside the main one, whose losses end with "_aux".
     node.AUX = CN()
     node.AUX.ENABLED = False
-    # Its own parts. A head of its own gives the set of predictions "aux"; "" for none.
+    # A head of its own gives the set of predictions "aux"; "" for none.
     node.AUX.HEAD = HEAD_REGISTRY.node("AUX.HEAD")
+    # Its own matcher, criterion and class loss.
     node.AUX.MATCHER = MATCHER_REGISTRY.node("AUX.MATCHER")
     node.AUX.CRITERION = CRITERION_REGISTRY.node("AUX.CRITERION")
     node.AUX.LOSS = CLASS_LOSS_REGISTRY.node("AUX.LOSS")
