@@ -111,10 +111,8 @@ def arguments_of(kind: type) -> dict[str, str]:
     for base in inspect.getmro(kind):
         docstring = inspect.getdoc(vars(base).get("__init__")) or ""
         section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", docstring, re.MULTILINE)
-        entries = re.findall(
-            r"^    (\S[^:]*): ((?:.|\n {5,})*)", section[1] if section else "", re.M
-        )
-        for names, text in entries:
+        body = section[1] if section else ""
+        for names, text in re.findall(r"^    (\S[^:]*): ((?:.|\n {5,})*)", body, re.MULTILINE):
             for name in names.split(", "):
                 found.setdefault(name, " ".join(text.split()))
     return found
