@@ -44,14 +44,17 @@ class StepTrainer(SimpleTrainer):
         data_loader: Iterable,
         optimizer: torch.optim.Optimizer,
         micro_batches: int = 1,
+        clip: tuple[float, float] | None = None,
     ):
         """
         Args:
             data_loader: of micro batches.
             micro_batches: of a step.
+            clip: largest norm of the gradient of all parameters together, and the norm's order.
         """
         super().__init__(model, data_loader, optimizer)
         self.micro_batches = micro_batches
+        self.clip = clip
         if micro_batches > 1:
             # A graph may be walked through once a count; torch.compile would free its buffers.
             torch._functorch.config.donated_buffer = False
@@ -67,7 +70,14 @@ class StepTrainer(SimpleTrainer):
 
     def update(self) -> None:
         """Change the weights by their gradient."""
+        self.clip_gradients()
         self.optimizer.step()
+
+    def clip_gradients(self) -> None:
+        """Scale the whole gradient to the largest norm that ``clip`` allows."""
+        if self.clip is not None:
+            groups = self.optimizer.param_groups
+            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], *self.clip)
 
     def run_step(self) -> None:
         assert self.model.training, "the model was changed to eval mode"
