@@ -145,7 +145,7 @@ def _arguments(kind: Any) -> dict[str, Any]:
 
 
 def _value(default: Any) -> Any:
-    return list(default) if isinstance(default, (list, tuple)) else default
+    return [_value(x) for x in default] if isinstance(default, (list, tuple)) else default
 
 
 def own_node(node: CfgNode) -> CfgNode:

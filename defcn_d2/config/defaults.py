@@ -8,6 +8,15 @@ from ..modeling.loss import CLASS_LOSS_REGISTRY
 from ..modeling.matcher import MATCHER_REGISTRY
 from ..modeling.neck import NECK_REGISTRY
 
+#: Registries of the parts that are chosen by name: their nodes at ``MODEL.DEFCN``, and ``AUX``.
+REGISTRIES = {
+    "NECK": NECK_REGISTRY,
+    "HEAD": HEAD_REGISTRY,
+    "MATCHER": MATCHER_REGISTRY,
+    "CRITERION": CRITERION_REGISTRY,
+    "LOSS": CLASS_LOSS_REGISTRY,
+}
+
 
 def add_defcn_config(cfg: CN) -> None:
     """Add the keys under ``MODEL.DEFCN`` (and a few beside Detectron2's own) to ``cfg``, in place.
@@ -50,14 +59,14 @@ def _add_head_config(node: CN) -> None:
     # 3x3 convs in each of the two towers, and the normalisation after each ("" for none).
     node.NUM_CONVS = 4
     node.NORM = "GN"
-    # Whether the convs of the towers have a bias (OneNet's have none).
+    # Whether the convs of the towers have a bias (not so in arXiv 2012.05780).
     node.CONV_BIAS = True
     # Foreground probability of every location before training: sets the bias of cls_score.
     node.PRIOR_PROB = 0.01
     # True: distances are relu(scale * x) * stride. False: exp(scale * x) pixels.
     node.NORM_REG_TARGETS = True
     # The number that a location predicts beside its classes and box:
-    # "none"; "filter": 3D Max Filtering, multiplied into the class scores; "centerness" (FCOS).
+    # "none"; "filter": 3D Max Filtering, multiplied into the class scores; "centerness".
     node.QUALITY_BRANCH = "none"
 
     # Compute the head again in the backward pass, for less memory; not with norms of batches.
@@ -88,8 +97,9 @@ def _add_component_config(node: CN) -> None:
     # A second criterion beside the main one, whose losses end with "_aux".
     node.AUX = CN()
     node.AUX.ENABLED = False
-    # Its own parts. A head of its own gives the set of predictions "aux"; "" for none.
+    # A head of its own gives the set of predictions "aux"; "" for none.
     node.AUX.HEAD = HEAD_REGISTRY.node("AUX.HEAD")
+    # Its own matcher, criterion and class loss.
     node.AUX.MATCHER = MATCHER_REGISTRY.node("AUX.MATCHER")
     node.AUX.CRITERION = CRITERION_REGISTRY.node("AUX.CRITERION")
     node.AUX.LOSS = CLASS_LOSS_REGISTRY.node("AUX.LOSS")

@@ -9,13 +9,8 @@ from collections.abc import Iterator
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from ..modeling.criterion import CRITERION_REGISTRY
-from ..modeling.head import HEAD_REGISTRY
-from ..modeling.loss import CLASS_LOSS_REGISTRY
-from ..modeling.matcher import MATCHER_REGISTRY
-from ..modeling.neck import NECK_REGISTRY
 from ..utils.errors import did_you_mean
-from .defaults import add_defcn_config
+from .defaults import REGISTRIES, add_defcn_config
 from .rules import (
     ConfigError,
     check_rules,
@@ -66,7 +61,12 @@ def check_model_config(cfg: CfgNode) -> None:
 
     The message is one sentence that names the key, its value and what it must be.
     """
-    _check_names_and_types(cfg)
+    defaults = get_cfg()
+    add_defcn_config(defaults)
+    cfg = cfg.clone()
+    cfg.defrost()
+    _add_missing(cfg, defaults)
+    _check_names_and_types(cfg, defaults)
     check_rules(cfg, MODEL_RULES)
     problem = first_problem(_contradictions(cfg))
     if problem is not None:
@@ -82,10 +82,17 @@ def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _check_names_and_types(cfg: CfgNode) -> None:
+def _add_missing(node: CfgNode, defaults: CfgNode) -> None:
+    """Add the keys of components that were registered after the config was made."""
+    for name, default in defaults.items():
+        if name not in node:
+            node[name] = default
+        elif isinstance(default, CfgNode) and isinstance(node[name], CfgNode):
+            _add_missing(node[name], default)
+
+
+def _check_names_and_types(cfg: CfgNode, defaults: CfgNode) -> None:
     """Checks what a program has assigned: Detectron2 looks where it merges, and lets None pass."""
-    defaults = get_cfg()
-    add_defcn_config(defaults)
     known = list(keys_of(defaults.MODEL.DEFCN, "MODEL.DEFCN."))
     for key in keys_of(cfg.MODEL.DEFCN, "MODEL.DEFCN."):
         if key not in known:
@@ -94,10 +101,7 @@ def _check_names_and_types(cfg: CfgNode) -> None:
                 "go beside MODEL.DEFCN, or are arguments of a registered component"
             )
     for key in known:
-        try:
-            default, value = value_of(defaults, key), value_of(cfg, key)
-        except KeyError:  # of a component registered after the config was made
-            continue
+        default, value = value_of(defaults, key), value_of(cfg, key)
         kinds = (list, tuple) if isinstance(default, list) else type(default)
         if not isinstance(value, (int, float) if kinds is float else kinds):
             raise ConfigError(
@@ -146,14 +150,12 @@ def _components(cfg: CfgNode, node: CfgNode, key: str) -> Iterator[str]:
     Args:
         node: ``MODEL.DEFCN`` or its ``AUX``; ``key``: its name.
     """
+    optional = "NECK" if key == "MODEL.DEFCN" else "HEAD"
     parts = [
-        (MATCHER_REGISTRY, "MATCHER"),
-        (CLASS_LOSS_REGISTRY, "LOSS"),
-        (HEAD_REGISTRY, "HEAD"),
-        (CRITERION_REGISTRY, "CRITERION"),
-        (NECK_REGISTRY, "NECK"),
+        (registry, name)
+        for name, registry in REGISTRIES.items()
+        if name in node and (node[name].NAME or name != optional)
     ]
-    parts = [(registry, name) for registry, name in parts if name in node and node[name].NAME]
     for registry, name in parts:  # all have to be there before one looks at another
         registry.find(node[name], f"{key}.{name}")
     for registry, name in parts:

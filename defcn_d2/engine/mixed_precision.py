@@ -28,17 +28,18 @@ class MixedPrecisionTrainer(StepTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         micro_batches: int = 1,
+        clip: tuple[float, float] | None = None,
         device_type: str,
         dtype: torch.dtype,
     ):
         """
         Args:
-            micro_batches: see ``StepTrainer``.
+            micro_batches, clip: see ``StepTrainer``.
             device_type: "cuda" or "cpu".
             dtype: float16, with a scaler that keeps small gradients from vanishing and skips the
                 steps whose gradients overflow; or bfloat16, whose range is float32's: without one.
         """
-        super().__init__(model, data_loader, optimizer, micro_batches)
+        super().__init__(model, data_loader, optimizer, micro_batches, clip)
         self.grad_scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
         self.device_type = device_type
         self.dtype = dtype
@@ -55,6 +56,9 @@ class MixedPrecisionTrainer(StepTrainer):
         self.grad_scaler.scale(loss).backward(retain_graph=retain_graph)
 
     def update(self) -> None:
+        if self.clip is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        self.clip_gradients()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -71,14 +75,18 @@ class MixedPrecisionTrainer(StepTrainer):
 def build_step_trainer(
     cfg: CfgNode, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer
 ) -> StepTrainer:
-    """The trainer of single steps for ``SOLVER.AMP``, ``ACCUMULATE`` and ``MODEL.DEVICE``."""
+    """The trainer of single steps for ``SOLVER`` and ``MODEL.DEVICE``."""
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    full_model = clipping.ENABLED and clipping.CLIP_TYPE == "full_model"
+    clip = (clipping.CLIP_VALUE, clipping.NORM_TYPE) if full_model else None
     if not cfg.SOLVER.AMP.ENABLED:
-        return StepTrainer(model, data_loader, optimizer, cfg.SOLVER.ACCUMULATE)
+        return StepTrainer(model, data_loader, optimizer, cfg.SOLVER.ACCUMULATE, clip)
     return MixedPrecisionTrainer(
         model,
         data_loader,
         optimizer,
         micro_batches=cfg.SOLVER.ACCUMULATE,
+        clip=clip,
         device_type=torch.device(cfg.MODEL.DEVICE).type,
         dtype=PRECISIONS[cfg.SOLVER.AMP.PRECISION],
     )

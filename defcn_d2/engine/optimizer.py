@@ -1,7 +1,5 @@
 """The optimizer that ``SOLVER.OPTIMIZER`` names."""
 
-from collections.abc import Callable
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd
@@ -18,39 +16,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     "SGD" is Detectron2's, with ``SOLVER.MOMENTUM`` and ``SOLVER.NESTEROV``; "AdamW" has torch's
     default betas. Both take from ``SOLVER``: ``BASE_LR``, ``WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM``,
     ``WEIGHT_DECAY_BIAS``, ``BIAS_LR_FACTOR``, ``CLIP_GRADIENTS``. Of its ``CLIP_TYPE`` "value" and
-    "norm" are Detectron2's, which clips each parameter by itself; "full_model" scales the gradient
-    of all parameters together to a norm of ``CLIP_VALUE`` at most.
+    "norm" are Detectron2's, which clips each parameter by itself; "full_model" is left to
+    ``StepTrainer``, which clips the gradient of all parameters together.
 
     Raises:
         ConfigError: a value that ``OPTIMIZER_RULES`` does not allow.
     """
     check_rules(cfg, OPTIMIZER_RULES)
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
-        return _build_without_full_model(cfg, model)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    optimizer = _build_without_full_model(cfg, model)
-    optimizer.__class__ = full_model_clipped(type(optimizer), clip.CLIP_VALUE, clip.NORM_TYPE)
-    return optimizer
-
-
-def full_model_clipped(
-    kind: type[torch.optim.Optimizer], max_norm: float, norm_type: float = 2.0
-) -> type[torch.optim.Optimizer]:
-    """``kind``, whose step first scales all gradients to a common norm of ``max_norm`` at most."""
-
-    class FullModelClipped(kind):  # type: ignore[misc, valid-type]
-        def step(self, closure: Callable[[], float] | None = None) -> float | None:
-            parameters = [p for group in self.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
-            return super().step(closure)
-
-    return FullModelClipped
-
-
-def _build_without_full_model(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model":  # unknown to Detectron2
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return build_sgd(cfg, model)
     params = get_default_optimizer_params(

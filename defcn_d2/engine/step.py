@@ -26,8 +26,9 @@ class StepTrainer(SimpleTrainer):
     As gradients are linear in the losses, those of the earlier micro batches are taken of the
     losses over a count that stands in for the true one, and put right before the last backward
     pass, which in DistributedDataParallel is the only one that communicates. Losses that share
-    their count (all of POTO's) share a backward pass; each other count (of the auxiliary loss, of
-    the centerness) costs one more in every micro batch but the last, and memory for a gradient.
+    their count (class and box loss, say) share a backward pass; each other count (of the auxiliary
+    loss, of the centerness) costs one more in every micro batch but the
+    last, and memory for a gradient.
 
     The gradient is that of one large batch within rounding, the division by at least 1 included,
     except for what the network computes over a batch: BatchNorm's statistics are those of a micro
@@ -43,14 +44,17 @@ class StepTrainer(SimpleTrainer):
         data_loader: Iterable,
         optimizer: torch.optim.Optimizer,
         micro_batches: int = 1,
+        clip: tuple[float, float] | None = None,
     ):
         """
         Args:
             data_loader: of micro batches.
             micro_batches: of a step.
+            clip: largest norm of the gradient of all parameters together, and the norm's order.
         """
         super().__init__(model, data_loader, optimizer)
         self.micro_batches = micro_batches
+        self.clip = clip
         if micro_batches > 1:
             # A graph may be walked through once a count; torch.compile would free its buffers.
             torch._functorch.config.donated_buffer = False
@@ -66,7 +70,14 @@ class StepTrainer(SimpleTrainer):
 
     def update(self) -> None:
         """Change the weights by their gradient."""
+        self.clip_gradients()
         self.optimizer.step()
+
+    def clip_gradients(self) -> None:
+        """Scale the whole gradient to the largest norm that ``clip`` allows."""
+        if self.clip is not None:
+            groups = self.optimizer.param_groups
+            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], *self.clip)
 
     def run_step(self) -> None:
         assert self.model.training, "the model was changed to eval mode"

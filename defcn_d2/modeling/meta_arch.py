@@ -108,6 +108,7 @@ class DeFCN(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         check_model_config(cfg)
         node = cfg.MODEL.DEFCN
+        criteria = build_criteria(cfg)  # first: a mistake in them needs no backbone to be found
 
         # Parts, each made for the outputs of the one before it.
         backbone = build_backbone(cfg)
@@ -129,7 +130,7 @@ class DeFCN(nn.Module):
             "head": head,
             "aux_head": others[0] if others else None,
             "prior_generator": prior_generator,
-            "criteria": build_criteria(cfg),
+            "criteria": criteria,
             "in_features": node.IN_FEATURES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

@@ -13,10 +13,11 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     """End of a sentence about an unknown ``name``: all of ``names`` if few, and the most alike."""
     known = sorted(set(names))
     by_lower = {other.lower(): other for other in known}
-    alike = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
-    if not alike:  # a key that is right except for the nodes before it
-        tail = str(name).lower().rpartition(".")[2]
-        alike = [key for key in by_lower if key.rpartition(".")[2] == tail][:1]
+    lower = str(name).lower()
+    tail = lower.rpartition(".")[2]
+    elsewhere = [key for key in by_lower if key.rpartition(".")[2] == tail]  # below other nodes
+    alike = difflib.get_close_matches(lower, elsewhere, n=1, cutoff=0)
+    alike = alike or difflib.get_close_matches(lower, by_lower, n=1, cutoff=0.5)
     hint = f"did you mean {name if name in known else by_lower[alike[0]]!r}?" if alike else ""
     if 0 < len(known) <= 12:
         shown = ", ".join(other or "''" for other in known)

@@ -23,7 +23,7 @@ from .page import figure_text
 
 # Side of an anchor in strides, for matchers by anchors where the model has points: the release's.
 _ANCHOR_SCALE = 4
-# Weight of the IoU in the quality of a prediction, as in POTO (arXiv 2012.03544, eq. 3).
+# Weight of the IoU in the quality of a prediction, arXiv 2012.03544, eq. 3.
 _ALPHA = 0.8
 # Area of a dot in points^2: that of quality 0, and what quality 1 adds.
 _SMALL, _MORE = 12.0, 120.0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+import registries
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
@@ -16,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
+from defcn_d2.config.defaults import REGISTRIES
 from defcn_d2.config.load import load_config
 from defcn_d2.config.model_rules import MODEL_RULES, check_model_config
 from defcn_d2.config.rules import (
@@ -25,57 +29,84 @@ from defcn_d2.config.rules import (
     numbers,
     one_of,
     optional,
+    value_of,
     whole_numbers,
 )
 from defcn_d2.config.training_rules import EVALUATION_RULES, TRAINING_RULES, check_training_config
 from defcn_d2.engine.preflight import check
-from defcn_d2.modeling.backbone.build import build_defcn_narrow_fpn_backbone
+from defcn_d2.modeling.backbone import build_defcn_narrow_fpn_backbone
+from defcn_d2.modeling.criterion.dense import DenseCriterion
 from defcn_d2.utils.errors import UserError
 
 DEFCN = "MODEL.DEFCN."
 MATCHER = DEFCN + "MATCHER."
 AUX = DEFCN + "AUX.MATCHER."
+CRITERION = DEFCN + "CRITERION.DenseCriterion."
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+SHARES = [-0.1, 1.1, math.nan]  # of [0, 1]
+FACTORS = [-1.0, math.nan, math.inf]  # of [0, inf)
+SIZE_RANGES = [[-1, 64], [64, 128], [128, 256], [256, 512]]
+WRONG_RANGES = [[1], [5, 1], [0, math.nan], ["0", "1"], 7]
+CRITERIA = {
+    "CLS_WEIGHT": FACTORS,
+    "REG_WEIGHT": FACTORS,
+    "L1_WEIGHT": FACTORS,
+    "NORMALIZER": ["gt"],
+    "SOFT_LABELS": ["yes"],
+    "WEIGHTS": ["all"],
+}
 
-# Of each key with a rule of its own: values that break it.
+# Of each key of a component: values that break the rule of its argument.
+BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
+    "NECK": {},
+    "HEAD": {"DeFCNHead": {}},
+    "MATCHER": {
+        "Anchor": {},
+        "ATSS": {"TOPK": [0], "ANCHOR_SCALE": [0.0, math.inf]},
+        "Center": {"SIZE_RANGES": [[], *([*SIZE_RANGES, wrong] for wrong in WRONG_RANGES)]},
+        "FCOS": {
+            "SIZE_RANGES": [[], *([*SIZE_RANGES, wrong] for wrong in WRONG_RANGES)],
+            "RADIUS": FACTORS,
+        },
+        "ForegroundLoss": {
+            "RADIUS": FACTORS,
+            "GIOU_WEIGHT": FACTORS,
+            "FOCAL_ALPHA": SHARES,
+            "FOCAL_GAMMA": FACTORS,
+        },
+        "OneNet": {
+            "CLS_WEIGHT": FACTORS,
+            "L1_WEIGHT": FACTORS,
+            "GIOU_WEIGHT": FACTORS,
+            "FOCAL_ALPHA": SHARES,
+            "FOCAL_GAMMA": FACTORS,
+        },
+        "POTO": {"ALPHA": SHARES, "RADIUS": FACTORS, "SOLVER": ["hungary"]},
+        "POTOAux": {"ALPHA": SHARES, "TOPK": [0]},
+    },
+    "CRITERION": {"DenseCriterion": CRITERIA, "AuxiliaryCriterion": CRITERIA},
+    "LOSS": {
+        "FocalLoss": {"ALPHA": SHARES, "GAMMA": FACTORS},
+        "QualityFocalLoss": {"BETA": FACTORS},
+    },
+}
+# Keys of components that need no rule: every value of their type is one.
+ANY_VALUE = ("KEEP_UNREACHABLE", "FUSED", "PREDICTIONS")
+COMPONENT_KEYS = {
+    f"{DEFCN}{aux}{place}.{name}.{key}": values
+    for aux in ("", "AUX.")
+    for place, components in BAD_ARGUMENTS.items()
+    for name, keys in components.items()
+    for key, values in keys.items()
+}
+
+# Of each other key with a rule of its own: values that break it.
 BAD_VALUES = {
-    DEFCN + "NUM_CLASSES": [0, -1],
     DEFCN + "PRIORS": ["point", ""],
-    DEFCN + "NUM_CONVS": [-1],
-    DEFCN + "NORM": ["gn", "GM"],
-    DEFCN + "PRIOR_PROB": [0.0, 1.0, math.nan],
-    DEFCN + "QUALITY_BRANCH": ["filtr"],
-    DEFCN + "MAX_FILTERING.TAU": [1, -2],
-    DEFCN + "MAX_FILTERING.KERNEL_SIZE": [2, 0, -1],
-    DEFCN + "MAX_FILTERING.NORM": ["LM"],
-    DEFCN + "LOSS.FOCAL_ALPHA": [-0.1, 1.1, math.nan],
-    DEFCN + "LOSS.FOCAL_GAMMA": [-1.0, math.inf],
-    DEFCN + "LOSS.CLS_WEIGHT": [0.0, -1.0, math.inf],
-    DEFCN + "LOSS.REG_WEIGHT": [-1.0, math.nan],
-    DEFCN + "LOSS.L1_WEIGHT": [-1.0, math.inf],
-    DEFCN + "LOSS.NORMALIZER": ["gt"],
-    DEFCN + "AUX.WEIGHT": [0.0, -1.0],
     DEFCN + "SCORE_THRESH_TEST": [-0.1, 1.1],
     DEFCN + "TOPK_CANDIDATES_TEST": [0],
     DEFCN + "NMS_TYPE": ["classwise"],
     DEFCN + "NMS_THRESH_TEST": [-0.1, 1.1],
-    **{
-        node + key: values
-        for node in (MATCHER, AUX)
-        for key, values in {
-            "ALPHA": [-0.1, 1.1, math.nan],
-            "RADIUS": [-1.0, math.nan, math.inf],
-            "SOLVER": ["hungary"],
-            "TOPK": [0],
-            "SIZE_RANGES": [[], [[1]], [[5, 1]], [[0, math.nan]], [["0", "1"]], [7]],
-            "ANCHOR_SCALE": [0.0],
-            "COST_CLS": [-1.0],
-            "COST_L1": [-1.0],
-            "COST_GIOU": [-1.0],
-            "FOCAL_ALPHA": [1.5],
-            "FOCAL_GAMMA": [-2.0],
-        }.items()
-    },
     "MODEL.DEVICE": ["gpu", "cuda:x"],
     "MODEL.PIXEL_MEAN": [[], ["a"], [math.nan]],
     "MODEL.PIXEL_STD": [[], [0.0, 1.0, 1.0], [-1.0]],
@@ -129,6 +160,17 @@ BAD_VALUES = {
     "VIS_PERIOD": [-1],
 }
 RULES = {**EVALUATION_RULES, **TRAINING_RULES, **MODEL_RULES}
+# Of arguments that all heads share.
+BAD_SHARED = {
+    DEFCN + "NUM_CLASSES": [0, -1],
+    DEFCN + "NUM_CONVS": [-1],
+    DEFCN + "NORM": ["gn", "GM"],
+    DEFCN + "PRIOR_PROB": [0.0, 1.0, math.nan],
+    DEFCN + "QUALITY_BRANCH": ["filtr"],
+    DEFCN + "MAX_FILTERING.TAU": [1, -2],
+    DEFCN + "MAX_FILTERING.KERNEL_SIZE": [2, 0, -1],
+    DEFCN + "MAX_FILTERING.NORM": ["LM"],
+}
 
 
 def changed(cfg: CfgNode, key: str, value: object) -> CfgNode:
@@ -148,6 +190,10 @@ def is_sentence_about(key: str, error: BaseException) -> bool:
 
 def test_every_rule_is_tried() -> None:
     assert set(BAD_VALUES) == set(RULES)
+    for place, registry in REGISTRIES.items():
+        keys = {name: {key.upper() for key in registry.keys_of(name)} for name in registry.names()}
+        tried = {name: set(keys) for name, keys in BAD_ARGUMENTS[place].items()}
+        assert {name: of_name - set(ANY_VALUE) for name, of_name in keys.items()} == tried
 
 
 @pytest.mark.parametrize("key", BAD_VALUES)
@@ -161,6 +207,35 @@ def test_a_rule_refuses(key: str) -> None:
             check_model_config(cfg)
             check_rules(cfg, EVALUATION_RULES)
             check_training_config(cfg)
+        assert is_sentence_about(key, caught.value)
+
+
+@pytest.mark.parametrize("key", COMPONENT_KEYS)
+def test_the_argument_of_a_component_is_refused(key: str) -> None:
+    """By its constructor, and by the model that is to have it; the sentence has the whole key."""
+    node_name, name, _ = key.rsplit(".", 2)
+    good = changed(tiny_cfg(), f"{node_name}.NAME", name)
+    for value in COMPONENT_KEYS[key]:
+        cfg = changed(good, key, value)
+        given = {"matcher": None, "class_loss": None}
+        registry = REGISTRIES[node_name.rpartition(".")[2]]
+        with pytest.raises(ConfigError) as caught:
+            registry.build(value_of(cfg, node_name), node_name, **given)
+        assert is_sentence_about(key, caught.value)
+        with pytest.raises(ConfigError) as caught, torch.device("meta"):
+            build_model(cfg)
+        assert "\n" not in str(caught.value)
+    for value in ({}, b""):
+        with pytest.raises(ConfigError, match=f"{key} is .*, but must be a"):
+            check_model_config(changed(good, key, value))
+
+
+@pytest.mark.parametrize("key", BAD_SHARED)
+def test_an_argument_that_all_heads_share_is_refused(key: str) -> None:
+    good = tiny_cfg()
+    for value in [*BAD_SHARED[key], {}, b""]:
+        with pytest.raises(ConfigError) as caught, torch.device("meta"):
+            build_model(changed(good, key, value))
         assert is_sentence_about(key, caught.value)
 
 
@@ -178,19 +253,73 @@ def test_none_is_refused_where_detectron2_lets_it_pass(key: str) -> None:
             DEFCN + "NUM_CLASS",
             "key 'MODEL.DEFCN.NUM_CLASS'; did you mean 'MODEL.DEFCN.NUM_CLASSES'?",
         ),
-        (DEFCN + "LOSS.ALPHA", "'MODEL.DEFCN.LOSS.ALPHA'; did you mean 'MODEL.DEFCN.LOSS.FOCAL_AL"),
-        (DEFCN + "ZZ", "? Keys of your own go beside MODEL.DEFCN"),
+        (MATCHER + "ALPHA", "did you mean 'MODEL.DEFCN.MATCHER.POTO.ALPHA'?"),
+        (DEFCN + "LOSS.REG_WEIGHT", "mean 'MODEL.DEFCN.CRITERION.DenseCriterion.REG_WEIGHT'?"),
+        (MATCHER + "FCOS.ALPHA", "'MODEL.DEFCN.MATCHER.FCOS.ALPHA'; did you mean"),
+        (DEFCN + "ZZ", "Keys of your own go beside MODEL.DEFCN"),
     ],
 )
 def test_a_name_that_a_program_has_assigned_in_vain(key: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match="unknown configuration") as caught:
         check_model_config(changed(tiny_cfg(), key, 3))
     assert sentence in str(caught.value)
-    check_model_config(changed(tiny_cfg(), MATCHER + "OWN", 3))
+
+
+@pytest.mark.parametrize(
+    "old, hint",
+    [
+        (MATCHER + "ALPHA", "MODEL.DEFCN.MATCHER.POTO.ALPHA"),
+        (MATCHER + "SOLVER", "MODEL.DEFCN.MATCHER.POTO.SOLVER"),
+        (AUX + "ALPHA", "MODEL.DEFCN.AUX.MATCHER.POTO.ALPHA"),
+        (DEFCN + "LOSS.REG_WEIGHT", "MODEL.DEFCN.CRITERION.DenseCriterion.REG_WEIGHT"),
+    ],
+)
+def test_keys_of_former_versions_lead_to_the_new_ones(old: str, hint: str, tmp_path: Path) -> None:
+    """On the command line and in a yaml."""
+    sentence = f"unknown configuration key '{old}'; did you mean '{hint}'?"
+    with pytest.raises(UserError) as caught:
+        load_config(CONFIG, [old, "0.5"])
+    assert str(caught.value) == sentence
+    lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(old.split("."))]
+    (tmp_path / "old.yaml").write_text("\n".join(lines) + " 0.5\n")
+    with pytest.raises(UserError) as caught:
+        load_config(str(tmp_path / "old.yaml"))
+    assert str(caught.value).endswith(sentence)
+
+
+def test_keys_of_components_that_are_not_chosen() -> None:
+    """They have a type, and no effect; and nothing but their own component's node has them."""
+    key = MATCHER + "FCOS.RADIUS"
+    cfg = load_config(CONFIG, [key, "-1.0", "MODEL.DEVICE", "cpu"])
+    assert build_model(cfg).criteria[0].matcher.radius == 1.5
+    with pytest.raises(UserError, match=f"{key} is 'wide', but must be a float, such as 1.5"):
+        load_config(CONFIG, [key, "wide"])
+    with pytest.raises(ConfigError, match=f"{key} is 'wide', but must be a float"):
+        check_model_config(changed(tiny_cfg(), key, "wide"))
+
+
+def test_a_component_that_is_registered_after_the_config_was_made() -> None:
+    """It has its defaults, is checked, and its keys can be set by a program."""
+    cfg = tiny_cfg()
+    with registries.restored():
+
+        @REGISTRIES["CRITERION"].register()
+        class LateCriterion(DenseCriterion):
+            def __init__(self, *, factor: float = 3.0, **arguments: Any):
+                super().__init__(**arguments)
+                self.factor = factor
+
+        cfg = changed(cfg, DEFCN + "CRITERION.NAME", "LateCriterion")
+        assert build_model(cfg).criteria[0].factor == 3.0
+        cfg = changed(cfg, DEFCN + "CRITERION.LateCriterion", CfgNode({"FACTOR": 4.0}))
+        assert build_model(cfg).criteria[0].factor == 4.0
+        cfg = changed(cfg, DEFCN + "CRITERION.LateCriterion.CLS_WEIGHT", 0.0)
+        with pytest.raises(ConfigError, match="LateCriterion.CLS_WEIGHT is 0, but must be above"):
+            build_model(cfg)
 
 
 CENTERNESS = {MATCHER + "NAME": "FCOS", DEFCN + "QUALITY_BRANCH": "centerness"}
-ONENET = {MATCHER + "NAME": "OneNet", DEFCN + "LOSS.NORMALIZER": "gts"}
+ONENET = {MATCHER + "NAME": "OneNet", CRITERION + "NORMALIZER": "gts"}
 RESNET = {"MODEL.BACKBONE.NAME": "build_defcn_resnet_fpn_backbone"}
 MULTI_STEP = {"SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR"}
 CROP = {"INPUT.CROP.ENABLED": True}
@@ -208,20 +337,57 @@ CONTRADICTIONS = [
     ({MATCHER + "NAME": "Anchor"}, "'Anchor' works on anchors, but MODEL.DEFCN.PRIORS is 'poin"),
     ({DEFCN + "PRIORS": "anchors", MATCHER + "NAME": "FCOS"}, "'FCOS' works on points"),
     ({AUX + "NAME": "Anchor"}, "AUX.MATCHER.NAME 'Anchor' works on anchors"),
-    ({MATCHER + "NAME": "FCOS", MATCHER + "SIZE_RANGES": [[0, 1]]}, "has 1 ranges, but"),
-    ({AUX + "NAME": "Center", AUX + "SIZE_RANGES": [[0, 1]]}, "AUX.MATCHER.SIZE_RANGES has 1"),
-    ({**ONENET, MATCHER + "FOCAL_ALPHA": 0.5}, "FOCAL_ALPHA is 0.5, but OneNet"),
+    ({DEFCN + "LOSS.NAME": ""}, "MODEL.DEFCN.LOSS.NAME '' is unknown; one of: FocalLoss"),
+    ({DEFCN + "CRITERION.NAME": ""}, "MODEL.DEFCN.CRITERION.NAME '' is unknown"),
+    ({DEFCN + "HEAD.NAME": "DeFCNhead"}, "HEAD.NAME 'DeFCNhead' is unknown; one of: DeFCNHead"),
+    ({DEFCN + "NECK.NAME": "FPN"}, "MODEL.DEFCN.NECK.NAME 'FPN' is unknown"),
+    ({AUX + "NAME": ""}, "MODEL.DEFCN.AUX.MATCHER.NAME '' is unknown"),
+    ({DEFCN + "AUX.HEAD.NAME": "Head"}, "MODEL.DEFCN.AUX.HEAD.NAME 'Head' is unknown"),
     (
-        {MATCHER + "NAME": "ForegroundLoss", DEFCN + "LOSS.FOCAL_GAMMA": 1.0},
-        "FOCAL_GAMMA is 2.0, but ForegroundLoss",
+        {MATCHER + "NAME": "FCOS", MATCHER + "FCOS.SIZE_RANGES": [[0, 1]]},
+        "MODEL.DEFCN.MATCHER.FCOS.SIZE_RANGES has 1 ranges, but",
     ),
-    ({MATCHER + "SOLVER": "argmax", MATCHER + "KEEP_UNREACHABLE": True}, "KEEP_UNREACHABLE is"),
-    ({DEFCN + "LOSS.REG_WEIGHT": 0.0}, "REG_WEIGHT and L1_WEIGHT are both 0"),
-    ({MATCHER + "NAME": "OneNet"}, "NORMALIZER is 'foreground', but OneNet"),
+    (
+        {AUX + "NAME": "Center", AUX + "Center.SIZE_RANGES": [[0, 1]]},
+        "AUX.MATCHER.Center.SIZE_RANGES has 1",
+    ),
+    ({**ONENET, MATCHER + "OneNet.FOCAL_ALPHA": 0.5}, "FOCAL_ALPHA is 0.5, but OneNet"),
+    (
+        {MATCHER + "NAME": "ForegroundLoss", DEFCN + "LOSS.FocalLoss.GAMMA": 1.0},
+        "FOCAL_GAMMA is 2.0, but ForegroundLoss matches by the loss itself, whose MODEL.DEFCN.LOSS",
+    ),
+    (
+        {AUX + "NAME": "ForegroundLoss", DEFCN + "AUX.LOSS.FocalLoss.GAMMA": 1.0},
+        "whose MODEL.DEFCN.AUX.LOSS.FocalLoss.GAMMA is 1.0; give both",
+    ),
+    (
+        {MATCHER + "POTO.SOLVER": "argmax", MATCHER + "POTO.KEEP_UNREACHABLE": True},
+        "MODEL.DEFCN.MATCHER.POTO.KEEP_UNREACHABLE is True, which the solver",
+    ),
+    ({CRITERION + "CLS_WEIGHT": 0.0}, "DenseCriterion.CLS_WEIGHT is 0, but must be above 0"),
+    ({CRITERION + "REG_WEIGHT": 0.0}, "REG_WEIGHT and L1_WEIGHT are both 0"),
+    (
+        {DEFCN + "AUX.CRITERION.AuxiliaryCriterion.CLS_WEIGHT": 0.0},
+        "AUX.CRITERION.AuxiliaryCriterion.CLS_WEIGHT, REG_WEIGHT and L1_WEIGHT are all 0",
+    ),
+    ({MATCHER + "NAME": "OneNet"}, "DenseCriterion.NORMALIZER is 'foreground', but OneNet"),
+    (
+        {AUX + "NAME": "OneNet"},
+        "AUX.CRITERION.AuxiliaryCriterion.NORMALIZER is 'foreground', but OneNet",
+    ),
+    ({CRITERION + "SOFT_LABELS": "iou"}, "SOFT_LABELS is 'iou', but FocalLoss takes hard labels"),
+    (
+        {DEFCN + "LOSS.NAME": "QualityFocalLoss", CRITERION + "SOFT_LABELS": "quality"},
+        "quality, not POTO; set MODEL.DEFCN.MATCHER.NAME to one of ATSS, FCOS",
+    ),
     ({DEFCN + "QUALITY_BRANCH": "centerness"}, "gives a quality, not POTO"),
     (
-        {**CENTERNESS, DEFCN + "LOSS.REG_WEIGHT": 0.0, DEFCN + "LOSS.L1_WEIGHT": 1.0},
-        "LOSS.REG_WEIGHT is 0",
+        {**CENTERNESS, CRITERION + "REG_WEIGHT": 0.0, CRITERION + "L1_WEIGHT": 1.0},
+        "DenseCriterion.REG_WEIGHT is 0",
+    ),
+    (
+        {**CENTERNESS, DEFCN + "AUX.CRITERION.AuxiliaryCriterion.REG_WEIGHT": 1.0},
+        "not POTOAux; set MODEL.DEFCN.AUX.MATCHER.NAME to one of",
     ),
     ({DEFCN + "TOPK_ONLY_TEST": True, DEFCN + "NMS_TYPE": "class_wise"}, "which knows no NMS"),
     ({"INPUT.MAX_SIZE_TEST": 32}, "INPUT.MAX_SIZE_TEST is 32, but must be at least"),
@@ -278,7 +444,8 @@ def test_keys_that_contradict_each_other_give_no_training(values: dict, sentence
         {"INPUT.MIN_SIZE_TRAIN": (32, 64), "INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"},
         {**CROP, "INPUT.CROP.TYPE": "absolute", "INPUT.CROP.SIZE": [32, 32]},
         {AUX + "NAME": "", DEFCN + "AUX.ENABLED": False},
-        {**CENTERNESS, AUX + "SIZE_RANGES": [[0, 1]]},  # POTOAux has none
+        {**CENTERNESS, AUX + "FCOS.SIZE_RANGES": [[0, 1]]},  # of no effect with POTOAux
+        {AUX + "NAME": "FCOS", DEFCN + "AUX.HEAD.NAME": "DeFCNHead"},
         {DEFCN + "NUM_CONVS": 0},
         {DEFCN + "NORM": ""},
         {DEFCN + "PRIOR_PROB": 0.5, "MODEL.PIXEL_STD": [1, 1, 1]},
@@ -318,7 +485,10 @@ def checked(*opts: str) -> None:
         ([AUX + "NAME", "POTOaux"], "AUX.MATCHER.NAME 'POTOaux' is unknown"),
         ([DEFCN + "IN_FEATURES", "['p9']"], r"IN_FEATURES \['p9'\] are not given by the backbone"),
         ([DEFCN + "IN_FEATURES", "['p4', 'p3']"], r"have the strides \[16, 8\], but must go from"),
-        ([DEFCN + "PRIORS", "anchors"], "is not one square anchor per location on 5 levels"),
+        (
+            [DEFCN + "PRIORS", "anchors", "MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"],
+            "is not one list of anchors a level, all as long, on 5 levels",
+        ),
         (["MODEL.FPN.OUT_CHANNELS", "48"], "MODEL.DEFCN.NORM 'GN' needs a multiple of 32"),
         (
             [DEFCN + "HEAD_CHECKPOINTING", "True", DEFCN + "NORM", "BN"],
@@ -348,8 +518,8 @@ def test_a_backbone_that_cannot_be_built_without_memory(caplog: pytest.LogCaptur
         checked(*opts)
         assert "cannot be tried before it is built" in caplog.text
         build_model(tiny_cfg(*opts))
-        with pytest.raises(UserError, match="NUM_CONVS is -1"):
-            checked(*opts, DEFCN + "NUM_CONVS", "-1")
+        with pytest.raises(UserError, match="POTO.RADIUS is -1.0"):
+            checked(*opts, MATCHER + "POTO.RADIUS", "-1.0")
     finally:
         del BACKBONE_REGISTRY._obj_map["build_looking_backbone"]
 

@@ -67,10 +67,12 @@ CROWDHUMAN = {
     "SOLVER.STEPS": (20000, 25000),
     "TEST.DETECTIONS_PER_IMAGE": 500,
 }
+REG_WEIGHT = "MODEL.DEFCN.CRITERION.DenseCriterion.REG_WEIGHT"
 END_TO_END = {
     "MODEL.DEFCN.NMS_TYPE": "none",
-    "MODEL.DEFCN.LOSS.REG_WEIGHT": 2.0,
-    "MODEL.DEFCN.MATCHER.KEEP_UNREACHABLE": False,
+    REG_WEIGHT: 2.0,
+    "MODEL.DEFCN.MATCHER.POTO.KEEP_UNREACHABLE": False,
+    "MODEL.DEFCN.MATCHER.ForegroundLoss.KEEP_UNREACHABLE": False,
 }
 WITH_NMS = {"MODEL.DEFCN.NMS_TYPE": "class_wise", "MODEL.DEFCN.NMS_THRESH_TEST": 0.6}
 EXPECTED: dict[str, dict[str, Any]] = {
@@ -79,23 +81,23 @@ EXPECTED: dict[str, dict[str, Any]] = {
         **WITH_NMS,
         "MODEL.DEFCN.MATCHER.NAME": "FCOS",
         "MODEL.DEFCN.QUALITY_BRANCH": "centerness",
-        "MODEL.DEFCN.LOSS.REG_WEIGHT": 1.0,
-        "MODEL.DEFCN.MATCHER.RADIUS": 1.5,
+        REG_WEIGHT: 1.0,
+        "MODEL.DEFCN.MATCHER.FCOS.RADIUS": 1.5,
     },
     "FCOS-wo-centerness.yaml": {
         **COCO,
         **WITH_NMS,
         "MODEL.DEFCN.MATCHER.NAME": "FCOS",
         "MODEL.DEFCN.QUALITY_BRANCH": "none",
-        "MODEL.DEFCN.LOSS.REG_WEIGHT": 1.0,
+        REG_WEIGHT: 1.0,
     },
     "Anchor.yaml": {**COCO, **END_TO_END, "MODEL.DEFCN.PRIORS": "anchors"},
     "Center.yaml": {**COCO, **END_TO_END, "MODEL.DEFCN.MATCHER.NAME": "Center"},
     "ForegroundLoss.yaml": {**COCO, **END_TO_END, "MODEL.DEFCN.MATCHER.NAME": "ForegroundLoss"},
-    "POTO.yaml": {**COCO, **END_TO_END, "MODEL.DEFCN.MATCHER.SOLVER": "hungarian"},
+    "POTO.yaml": {**COCO, **END_TO_END, "MODEL.DEFCN.MATCHER.POTO.SOLVER": "hungarian"},
     "POTO-6x.yaml": {"SOLVER.MAX_ITER": 540000, "SOLVER.STEPS": (480000, 520000)},
     "POTO-9x.yaml": {"SOLVER.MAX_ITER": 810000, "SOLVER.STEPS": (750000, 790000)},
-    "POTO-argmax.yaml": {**COCO, **END_TO_END, "MODEL.DEFCN.MATCHER.SOLVER": "argmax"},
+    "POTO-argmax.yaml": {**COCO, **END_TO_END, "MODEL.DEFCN.MATCHER.POTO.SOLVER": "argmax"},
     "POTO-3DMF.yaml": {
         **COCO,
         **END_TO_END,
@@ -116,28 +118,30 @@ EXPECTED: dict[str, dict[str, Any]] = {
         **CROWDHUMAN,
         **WITH_NMS,
         "MODEL.DEFCN.QUALITY_BRANCH": "centerness",
-        "MODEL.DEFCN.LOSS.REG_WEIGHT": 1.0,
-        "MODEL.DEFCN.MATCHER.RADIUS": 1.5,
+        REG_WEIGHT: 1.0,
+        "MODEL.DEFCN.MATCHER.FCOS.RADIUS": 1.5,
     },
     "crowdhuman/ATSS.yaml": {
         **CROWDHUMAN,
         **WITH_NMS,
         "MODEL.DEFCN.MATCHER.NAME": "ATSS",
         "MODEL.DEFCN.QUALITY_BRANCH": "centerness",
-        "MODEL.DEFCN.LOSS.REG_WEIGHT": 2.0,
+        REG_WEIGHT: 2.0,
     },
-    "crowdhuman/POTO.yaml": {**CROWDHUMAN, **END_TO_END, "MODEL.DEFCN.MATCHER.RADIUS": 0.0},
+    "crowdhuman/POTO.yaml": {**CROWDHUMAN, **END_TO_END, "MODEL.DEFCN.MATCHER.POTO.RADIUS": 0.0},
     "crowdhuman/POTO-3DMF.yaml": {
         **CROWDHUMAN,
-        "MODEL.DEFCN.MATCHER.RADIUS": 0.0,
+        "MODEL.DEFCN.MATCHER.POTO.RADIUS": 0.0,
         "MODEL.DEFCN.QUALITY_BRANCH": "filter",
     },
     "crowdhuman/POTO-3DMF-Aux.yaml": {
         **CROWDHUMAN,
-        "MODEL.DEFCN.MATCHER.RADIUS": 0.0,
+        "MODEL.DEFCN.MATCHER.POTO.RADIUS": 0.0,
         "MODEL.DEFCN.AUX.ENABLED": True,
     },
     "OneNet.yaml": {
+        "MODEL.DEFCN.CRITERION.DenseCriterion.L1_WEIGHT": 5.0,
+        "MODEL.DEFCN.CRITERION.DenseCriterion.NORMALIZER": "gts",
         "MODEL.DEFCN.CONV_BIAS": False,
         "MODEL.DEFCN.NMS_TYPE": "none",
         "MODEL.DEFCN.TOPK_ONLY_TEST": True,
@@ -213,8 +217,9 @@ def test_infinity_survives_being_written_and_read_again(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(cfg.dump())
     again = make_cfg("POTO.yaml")
     again.merge_from_file(str(tmp_path / "config.yaml"))
-    assert again.MODEL.DEFCN.MATCHER.SIZE_RANGES == cfg.MODEL.DEFCN.MATCHER.SIZE_RANGES
-    assert again.MODEL.DEFCN.MATCHER.SIZE_RANGES[-1][1] == float("inf")
+    ranges = again.MODEL.DEFCN.MATCHER.FCOS.SIZE_RANGES
+    assert ranges == cfg.MODEL.DEFCN.MATCHER.FCOS.SIZE_RANGES
+    assert ranges[-1] == [512, float("inf")]
 
 
 def small_model(config: str) -> Any:

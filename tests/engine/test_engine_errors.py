@@ -167,7 +167,7 @@ def test_resumed_evaluation_needs_no_weights(tmp_path):
     [
         (["MODEL.DEFCN.NORM", "GM"], "MODEL.DEFCN.NORM 'GM' is unknown"),
         (["MODEL.DEFCN.NMS_TYPE", "soft"], "MODEL.DEFCN.NMS_TYPE 'soft' is unknown"),
-        (["MODEL.DEFCN.MATCHER.SOLVER", "greedy"], "MATCHER.SOLVER 'greedy' is unknown"),
+        (["MODEL.DEFCN.MATCHER.POTO.SOLVER", "greedy"], "POTO.SOLVER 'greedy' is unknown"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet", "TEST.WITH_NMS", "True"], "is RetinaNet, which"),
     ],
 )

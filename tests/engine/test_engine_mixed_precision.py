@@ -123,6 +123,14 @@ def test_step_with_an_overflow_is_skipped_and_the_scale_halved() -> None:
     assert trainer.model.linear.weight.item() == pytest.approx(0.5)
 
 
+def test_the_gradient_is_clipped_without_the_scale_of_float16() -> None:
+    """Of 0.25, before it is scaled by 65536."""
+    for clip, weight in ((0.125, 0.75), (0.5, 0.5)):
+        trainer = quadratic(clip=(clip, 2.0), **FP16)
+        run(trainer, 1)
+        assert trainer.model.linear.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
 def test_tiny_gradients_survive_float16_by_the_scale() -> None:
     """1e-8, which is below the smallest number of float16, but not 65536 times it."""
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from exact_models import make_model
 from helpers import random_inputs
+from process_groups import in_group
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -132,11 +134,8 @@ def test_other_models_average_their_micro_batches(as_dict):
     assert logged == pytest.approx(loss.item())
 
 
-def run_worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)  # a forked OpenMP has no other threads
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+def step_of_a_member() -> tuple[tuple[dict, dict], list[int]]:
+    """``step`` with every second image, and the sizes of what is reduced in it."""
     sent = []
     all_reduce = torch.distributed.all_reduce
 
@@ -146,17 +145,11 @@ def run_worker(rank: int, folder: str) -> None:
 
     torch.distributed.all_reduce = counting
     model = DistributedDataParallel(make_model("POTO-3DMF-Aux"))
-    found = step(model, inputs()[rank::2], 3)
-    torch.save((found, sent), f"{folder}/{rank}.pth")
-    torch.distributed.destroy_process_group()
+    return step(model, inputs()[comm.get_rank() :: 2], 3), sent
 
 
 def test_two_processes_with_micro_batches_are_one_batch(tmp_path: Path):
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    torch.multiprocessing.start_processes(
-        run_worker, (str(tmp_path),), nprocs=2, start_method=method
-    )
-    results = [torch.load(tmp_path / f"{rank}.pth") for rank in range(2)]
+    results = in_group(2, step_of_a_member, tmp_path)
     gradients, losses = step(make_model("POTO-3DMF-Aux"), inputs(), 1)
     for (found, logged), sent in results:
         found = {name.removeprefix("module."): gradient for name, gradient in found.items()}

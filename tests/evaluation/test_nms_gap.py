@@ -1,15 +1,13 @@
 """``WithAndWithoutNMS`` and ``NMSGapEvaluator`` against running and evaluating the model twice."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from helpers import random_inputs
+from process_groups import in_group
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 from torch import nn
 
@@ -133,12 +131,12 @@ def test_gap_is_that_of_the_box_task():
 
 def evaluate_tiny(folder: Path) -> dict:
     """Results of the tiny model on ``tiny_val``, with ``TEST.WITH_NMS``, by the trainer's way."""
+    tiny_sets()
     opts = [*TINY_MODEL, *TINY_SETS, "TEST.WITH_NMS", "True", "OUTPUT_DIR", str(folder)]
     return Trainer.test(load_config(CONFIG, opts), tiny_model())
 
 
 def test_trainer_evaluates_as_two_evaluations_do(tmp_path):
-    tiny_sets()
     results = evaluate_tiny(tmp_path)
     for key, thresh in (("bbox", None), ("bbox_nms", 0.6)):
         model = tiny_model()
@@ -157,22 +155,8 @@ def test_trainer_evaluates_as_two_evaluations_do(tmp_path):
     assert files[0].read_bytes() != files[1].read_bytes()
 
 
-def _evaluate_in_process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)  # a forked OpenMP has no other threads
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
-    results = evaluate_tiny(folder / "two")
-    (folder / f"{rank}.json").write_text(json.dumps(results))
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_have_the_results_of_one(tmp_path):
-    tiny_sets()
-    torch.multiprocessing.start_processes(
-        _evaluate_in_process, (tmp_path,), nprocs=2, start_method="fork"
-    )
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    first, second = in_group(2, evaluate_tiny, tmp_path, tmp_path / "two")
     assert second == {}
     expected = evaluate_tiny(tmp_path / "one")
     assert first["nms_gap"] == pytest.approx(expected["nms_gap"])

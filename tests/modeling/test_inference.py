@@ -1,5 +1,7 @@
 """From scores to detections, against a transcription of the method's section 8 in Python lists."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -98,11 +100,11 @@ def test_against_the_method(
     predictions = random_predictions(
         priors, NUM_CLASSES, num_images=2, seed=seed, quality=quality != "none"
     )
+    predictions = replace(predictions, centerness=quality == "centerness")
     candidates = find_candidates(
         predictions,
         priors.level_sizes,
         [SIZE, (40, 70)],
-        centerness=quality == "centerness",
         score_thresh=threshold,
         topk=limit,
     )
@@ -122,7 +124,8 @@ def test_one_topk_over_everything(quality: str, topk: int) -> None:
     priors = make_priors(*SIZE)
     predictions = random_predictions(priors, NUM_CLASSES, 2, quality=quality != "none")
     centerness = quality == "centerness"
-    results = find_topk(predictions, [SIZE, SIZE], centerness=centerness, topk=topk)
+    predictions = replace(predictions, centerness=centerness)
+    results = find_topk(predictions, [SIZE, SIZE], topk=topk)
     for i in range(2):
         scores = [score for _, score in slow_scores(predictions[i], centerness)]
         best = sorted(range(len(scores)), key=lambda pair: -scores[pair])[:topk]

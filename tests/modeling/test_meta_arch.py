@@ -3,15 +3,18 @@
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone import FPN
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Instances
-from detectron2.utils.events import EventStorage
 from helpers import make_priors, random_inputs, tiny_cfg
 from torch import nn
 
+from defcn_d2.config.rules import ConfigError
+from defcn_d2.modeling.criterion import SummedCriterion
 from defcn_d2.modeling.loss.functional import giou_loss
-from defcn_d2.structures import Predictions, Priors
+from defcn_d2.structures import LossSum, Predictions, Priors
 
 NUM_CLASSES = 3
 ANCHORS = (
@@ -197,8 +200,9 @@ def test_from_cells_of_the_levels_to_locations() -> None:
     assert torch.equal(priors.strides, expected.strides)
     assert priors.level_sizes == expected.level_sizes
 
-    features = model.backbone(images)
-    cls_logits, ltrb, quality = model.head([features[name] for name in model.in_features])
+    _, features = model.features(images)
+    maps = model.head.maps(*model.head.towers(features))
+    cls_logits, ltrb, quality = maps["cls_logits"], maps["boxes"], maps["quality_logits"]
     r = 0
     for level, stride in enumerate((8, 16, 32, 64, 128)):
         _, _, rows, columns = cls_logits[level].shape
@@ -224,8 +228,8 @@ def test_from_cells_to_anchors() -> None:
     sides = priors.boxes[:, 2:] - priors.boxes[:, :2]
     assert torch.equal(sides, (4 * points.strides)[:, None].expand(-1, 2))
 
-    features = model.backbone(images)
-    _, deltas, _ = model.head([features[name] for name in model.in_features])
+    _, features = model.features(images)
+    deltas = model.head.maps(*model.head.towers(features))["boxes"]
     transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
     deltas = torch.cat([x.permute(0, 2, 3, 1).reshape(2, -1, 4) for x in deltas], dim=1)
     for i in range(2):
@@ -328,15 +332,15 @@ def test_matching_and_losses_are_in_float32_under_autocast(opts: tuple, dtype: t
     expected = model(inputs)
     seen: list[torch.dtype] = []
 
-    class Spy(nn.Module):
+    class Spy(SummedCriterion):
         """A criterion of another project, which multiplies matrices."""
 
-        def forward(self, priors: Priors, predictions: Predictions, gt: list) -> dict:
+        def loss_sums(self, priors: Priors, predictions: Predictions, gt: list) -> dict:
             tensors = [predictions.cls_logits, predictions.boxes, predictions.fused()]
             tensors += [] if predictions.quality_logits is None else [predictions.quality_logits]
             products = [x @ x.transpose(-1, -2) for x in tensors[:2]]
             seen.extend(x.dtype for x in [*tensors, *products, priors.boxes, priors.strides])
-            return {"loss_spy": 0 * predictions.boxes.sum()}
+            return {"loss_spy": LossSum(0 * predictions.boxes.sum(), torch.tensor(1.0))}
 
     model.criteria.append(Spy())
     convolved: list[torch.dtype] = []
@@ -361,15 +365,15 @@ def test_matching_and_losses_are_in_float32_under_autocast(opts: tuple, dtype: t
     assert detections.scores.dtype == detections.pred_boxes.tensor.dtype == torch.float32
 
 
-def test_figures_go_to_the_event_storage() -> None:
+def test_figures_of_a_step() -> None:
+    """Scalars that stay on the device, without a graph, of every criterion."""
     model = small_model()
-    inputs = random_inputs([(64, 64)] * 2, [3, 0], NUM_CLASSES)
-    model(inputs)  # outside of a trainer there is none
-    with EventStorage(0) as storage:
-        model(inputs)
-        latest = {name: value for name, (value, _) in storage.latest().items()}
-    assert latest["num_foreground"] + latest["num_unmatched_gt"] == 1.5
-    assert latest.keys() >= {"num_foreground_aux", "num_unmatched_gt_aux"}
+    assert model.figures == {}
+    model(random_inputs([(64, 64)] * 2, [3, 0], NUM_CLASSES))
+    figures = model.figures
+    assert figures["num_foreground"] + figures["num_unmatched_gt"] == 1.5
+    assert figures.keys() >= {"num_foreground_aux", "num_unmatched_gt_aux"}
+    assert all(x.shape == () and not x.requires_grad for x in figures.values())
 
 
 def test_state_dict_holds_parameters_and_statistics_alone() -> None:
@@ -389,22 +393,30 @@ def test_state_dict_holds_parameters_and_statistics_alone() -> None:
         (("MODEL.DEFCN.NMS_TYPE", "soft"), "NMS_TYPE 'soft' is unknown; one of: class_wise, none"),
         (("MODEL.DEFCN.PRIORS", "lines"), "PRIORS 'lines' is unknown; one of: anchors, points"),
         (
-            (*ANCHORS, "MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64]] * 5),
-            "is not one square anchor per location on 5 levels; give one size a level",
+            (*ANCHORS, "MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64], *[[32]] * 4]),
+            r"SIZES \[\[32, 64\], .* is not one list of anchors a level, all as long, on 5 levels",
         ),
         (
-            (*ANCHORS, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0]]),
-            "is not one square anchor per location on 5 levels",
+            (*ANCHORS, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0]] * 5),
+            "is not one list of anchors a level, .* and one list of ratios",
         ),
         (
             (*ANCHORS, "MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]]),
-            "is not one square anchor per location on 5 levels",
+            "is not one list of anchors a level, all as long, on 5 levels",
         ),
     ],
 )
 def test_errors_of_the_config(opts: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_model(*opts)
+
+
+def test_feature_maps_of_different_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {f"p{i}": ShapeSpec(channels=8 * i, stride=2**i) for i in range(3, 8)}
+    monkeypatch.setattr(FPN, "output_shape", lambda self: shapes)
+    message = r"have different numbers of channels \(\[24, 32, 40, 48, 56\]\); take the levels of"
+    with pytest.raises(ConfigError, match=message):
+        small_model()
 
 
 def test_errors_of_the_input() -> None:
@@ -425,7 +437,7 @@ def test_tiny_boxes_far_from_the_origin_keep_their_digits() -> None:
     centers = 8 * torch.randint(160, (500, 2)) + 4.0
     priors = Priors(torch.cat([centers - 4, centers + 4], 1), torch.full((500,), 8.0), [500])
     predicted, truth = 3 * torch.rand(2, 500, 4)
-    boxes = model._decode(predicted[None], priors)[0]
+    boxes = model.head.decode(predicted[None], priors)[0]
     gt_boxes = torch.cat([centers - truth[:, :2], centers + truth[:, 2:]], 1)
 
     exact = torch.cat([centers - gt_boxes[:, :2], gt_boxes[:, 2:] - centers], 1).double()

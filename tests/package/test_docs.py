@@ -17,26 +17,31 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers import ROOT
-from tiny_data import TINY_MODEL, tiny_crowd, tiny_sets
+import registries
+from helpers import ROOT, random_inputs
+from tiny_data import CONFIG, TINY_MODEL, tiny_crowd, tiny_sets
+
+from defcn_d2.engine import Trainer, load_config
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)[ ]?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PARTS = "docs/architecture.md"  # says what each part is for
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 # What the code of a page has built must work as well.
 CHECKS = {
     "extending.md": """
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
+(criterion,) = model.criteria
+assert type(model.backbone.bottom_up).__name__ == "Strided"
+assert model.neck.context[1].out_channels == 8 and model.head.dropout.p == 0.1
+assert criterion.matcher.topk == 2 and criterion.class_loss.epsilon == 0.5
 gt = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 40]])), gt_classes=torch.zeros(1).long())
-old = build_model(load_config("configs/shapes/POTO.yaml", ["MODEL.DEFCN.MATCHER.NAME", "BestInsideBox", "MODEL.DEVICE", "cpu"]))
-old.criteria.append(CountLoss())
-for model, names in ((old, {"loss_cls", "loss_box_reg", "loss_count"}), (model, {"loss_cls", "loss_box_reg"})):
-    with EventStorage():
-        losses = model([{"image": torch.zeros(3, 64, 64).byte(), "instances": gt}])
-    assert set(losses) == names and all(loss.isfinite() for loss in losses.values()), losses
-    sum(losses.values()).backward()
+losses = model([{"image": torch.zeros(3, 64, 64).byte(), "instances": gt}])
+assert set(losses) == {"loss_cls", "loss_box_reg", "loss_overlap"}
+assert all(loss.isfinite() for loss in losses.values()), losses
+sum(losses.values()).backward()
+assert all(parameter.grad is not None for parameter in model.parameters())
 """,  # noqa: E501
 }
 
@@ -131,6 +136,29 @@ def test_notebook(workplace: dict[str, str]) -> None:
     run(["python", "-c", f"import matplotlib\nmatplotlib.use('Agg')\n{code}"], workplace)
 
 
+def test_architecture_names_every_part_of_the_package() -> None:
+    linked = {target.rstrip("/") for target, _ in LINK.findall((ROOT / PARTS).read_text())}
+    package = ROOT / "defcn_d2"
+    folders = [path.parent for path in package.rglob("__init__.py") if path.parent != package]
+    files = [package / "structures.py", *(package / "modeling").glob("[!_]*.py")]
+    for path in (*folders, *files):
+        assert f"../{path.relative_to(ROOT).as_posix()}" in linked, path
+
+
+def test_matcher_of_the_readme_works(tmp_path: Path) -> None:
+    found = [b for b in blocks(ROOT / "README.md") if "BestInsideBox" in b.code]
+    code, yaml = (next(b.code for b in found if b.language == x) for x in ("python", "yaml"))
+    assert len(code.splitlines()) <= 20
+    path = tmp_path / "own.yaml"
+    path.write_text(f'_BASE_: "{CONFIG}"\n{yaml}')
+    with registries.restored():
+        exec(code, {})
+        model = Trainer.build_model(load_config(str(path), TINY_MODEL))
+        assert model.criteria[0].matcher.topk == 5
+        losses = model(random_inputs([(64, 64)] * 2, [1, 2], num_classes=7))
+    assert losses["loss_box_reg"] > 0
+
+
 def test_matcher_of_the_docs_is_small() -> None:
-    first = next(b for b in blocks(ROOT / "docs" / "extending.md") if b.language == "python")
-    assert len(first.code.splitlines()) <= 30
+    (matcher,) = (b.code for b in blocks(ROOT / "docs" / "extending.md") if "gt):" in b.code)
+    assert len(matcher.splitlines()) <= 30

@@ -18,6 +18,7 @@ STRIDES = (8, 16, 32, 64, 128)
 NUM_ANCHORS = 9  # a location, of RetinaNet
 BACKGROUND_LOGIT = -5.0
 CERTAIN = 30.0  # a logit of probability 1 in float32
+MAPS = ("cls_logits", "boxes", "quality_logits")  # of a head of this project
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def make_scene(image: tuple[int, int], objects: int, device: str = "cpu") -> Sce
 
 
 class Playback:
-    """A detector whose head says the scene's outputs whatever the image: only what follows is left.
+    """A detector whose head has the scene's maps whatever the image: only what follows is left.
 
     A call gives its detections. Each wants outputs of its own, as Detectron2's FCOS overwrites
     them: ``prepare`` makes those of the next call beforehand.
@@ -88,7 +89,7 @@ class Playback:
         """
         self._model = model.eval()
         self._outputs = _outputs(model, scene)
-        self._prepared: tuple[list[Tensor] | None, ...] | None = None
+        self._prepared: tuple[list[Tensor], ...] | None = None
         device = scene.cls_logits[0].device
         names = model.in_features if isinstance(model, DeFCN) else model.head_in_features
         features = {
@@ -100,20 +101,21 @@ class Playback:
         self._inputs = [{"image": images.tensor[0], "height": height, "width": width}]
         model.preprocess_image = lambda inputs: images
         model.backbone.forward = lambda tensor: features
-        model.head.forward = self._head
+        if isinstance(model, DeFCN):
+            model.head.towers = lambda features: (features, features)
+            model.head.maps = lambda *features: dict(zip(MAPS, self._head()))
+        else:
+            model.head.forward = self._head
 
     def prepare(self) -> None:
         """Copy the outputs of the head."""
-        self._prepared = tuple(
-            None if levels is None else [level.clone() for level in levels]
-            for levels in self._outputs
-        )
+        self._prepared = tuple([level.clone() for level in levels] for levels in self._outputs)
 
     def __call__(self) -> Instances:
         """Detections in the image."""
         return self._model(self._inputs)[0]["instances"]
 
-    def _head(self, features: list[Tensor]) -> tuple[list[Tensor] | None, ...]:
+    def _head(self, *features: list[Tensor]) -> tuple[list[Tensor], ...]:
         if self._prepared is None:
             self.prepare()
         outputs, self._prepared = self._prepared, None
@@ -121,12 +123,12 @@ class Playback:
         return outputs
 
 
-def _outputs(model: Any, scene: Scene) -> tuple[list[Tensor] | None, ...]:
+def _outputs(model: Any, scene: Scene) -> tuple[list[Tensor], ...]:
     """In the form of the detector's own head."""
     certain = [torch.full_like(level[:, :1], CERTAIN) for level in scene.cls_logits]
     if isinstance(model, DeFCN):
         branch = model.head.quality_branch != "none"
-        return scene.cls_logits, scene.ltrb, certain if branch else None
+        return (scene.cls_logits, scene.ltrb, *([certain] if branch else []))
     if hasattr(model.head, "ctrness"):
         deltas = [level / stride for level, stride in zip(scene.ltrb, STRIDES)]
         return scene.cls_logits, deltas, certain

@@ -114,7 +114,7 @@ def _end_to_end_table(image: tuple[int, int], rounds: int, device: str) -> str:
 def _after_head(name: str, device: str) -> Any:
     model: Any = detectors.build("POTO" if name in (SORTED, TOPK_ONLY) else name, device)
     if name == SORTED:
-        model.find_candidates = functools.partial(
+        model.raw_detections = functools.partial(
             sorted_candidates, score_thresh=model.score_thresh, topk=model.topk_candidates
         )
     model.topk_only = name == TOPK_ONLY
@@ -132,7 +132,7 @@ def sorted_candidates(
 ) -> list[Instances]:
     """The candidates of one image as the method words it: sort all scores of a level.
 
-    Stands in for ``DeFCN.find_candidates``, whatever ``limit``.
+    Stands in for ``DeFCN.raw_detections``, whatever ``limit``.
     """
     scores = predictions.fused().sigmoid()[0]
     found = []

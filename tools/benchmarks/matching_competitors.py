@@ -12,6 +12,7 @@ from torch import Tensor
 
 from defcn_d2.modeling.matcher.costs import prediction_quality
 from defcn_d2.modeling.matcher.functional import hungarian_dense, inside_center
+from defcn_d2.modeling.matcher.pairs import AllPairs
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.structures import BACKGROUND, Predictions, Priors
 
@@ -62,12 +63,12 @@ def _plain(priors: Priors, predictions: Predictions, gt: Instances, matcher: POT
 def careful(problem: Problem) -> list[Tensor]:
     """As ``plain``, but no (M, R, 4) tensor, and intermediate results that stay in the cache.
 
-    What ``MATCHER.KEEP_UNREACHABLE`` does, which has to look at all pairs.
+    It is how ``KEEP_UNREACHABLE`` matches, which has to look at all pairs.
     """
     results, matcher = [], problem.matcher
     for i, gt in enumerate(problem.gt_instances):
         boxes, predictions = gt.gt_boxes.tensor, problem.predictions[i]
-        quality = prediction_quality(predictions, boxes, gt.gt_classes, matcher.alpha, fused=True)
+        quality = prediction_quality(predictions, AllPairs.of(gt), matcher.alpha)
         allowed = inside_center(problem.priors, boxes, matcher.radius)
         gt_idxs = hungarian_dense(quality, allowed)
         reached = allowed[gt_idxs, torch.arange(len(gt_idxs))]  # of background, the last row

@@ -167,7 +167,7 @@ V05_RULES: tuple[Rule, ...] = (
     ),
     Replace(
         name="model-zoo-paths",
-        reason="setuptools 81 and newer have no pkg_resources",
+        reason="setuptools 82 and newer have no pkg_resources",
         files="detectron2/model_zoo/model_zoo.py",
         pattern=r'pkg_resources\.resource_filename\(\n        "detectron2\.model_zoo", '
         r'os\.path\.join\("configs", config_path\)\n    \)',
@@ -176,7 +176,7 @@ V05_RULES: tuple[Rule, ...] = (
     ),
     Replace(
         name="model-zoo-import",
-        reason="setuptools 81 and newer have no pkg_resources",
+        reason="setuptools 82 and newer have no pkg_resources",
         files="detectron2/model_zoo/model_zoo.py",
         pattern=r"^import pkg_resources\n",
         replacement="",

@@ -42,8 +42,8 @@ UPSTREAM_PATIENCE = 15.0
 RELEASE_NAME, RELEASE_VERSION = "detectron2-cdo", "0.5"
 RELEASE_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
 
-UPSTREAM_TOOLS = ("setuptools<81", "wheel", "ninja")
-"""Its model zoo imports pkg_resources, which setuptools 81 dropped; ninja compiles in parallel."""
+UPSTREAM_TOOLS = ("setuptools<82", "wheel", "ninja")
+"""Its model zoo imports pkg_resources, which setuptools 82 dropped; ninja compiles in parallel."""
 
 # Runs in a process of its own: a failed import must not leave half of torch behind, and the
 # working directory, where a folder named detectron2 may lie, must not be searched.

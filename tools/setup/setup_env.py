@@ -6,7 +6,8 @@
 Five stages: the environment itself, torch, the other packages, Detectron2, this project. Each
 leaves a stamp behind with a digest of what it was made from. A stage whose stamp fits is skipped,
 so a second run takes no time, a changed input repeats what depends on it, and an interrupted run
-goes on where it was. Only the standard library is used.
+goes on where it was. pip shows its own progress, and keeps a log a stage in the environment's
+folder setup. Only the standard library is used.
 """
 
 from __future__ import annotations
@@ -19,49 +20,54 @@ import sys
 import time
 from pathlib import Path
 
-from setup_progress import CommandFailed, Reporter
 from setup_remedies import remedy_for
-from setup_stages import ROOT, Environment, SetupError
+from setup_stages import ROOT, CommandFailed, Environment, SetupError, say
 
 
-def set_up(environment: Environment, report: Reporter) -> None:
-    """Run every stage that is not up to date.
+def set_up(environment: Environment) -> bool:
+    """Run every stage that is not up to date; returns whether there was one.
 
     Raises:
         SetupError: a stage failed.
     """
     stages = environment.stages()
+    any_run = False
     for number, stage in enumerate(stages, 1):
         before = environment.previous(stage)
         if before == stage.inputs():
             continue
-        log = environment.state / f"{stage.name}.log"
-        report.start(f"[{number}/{len(stages)}] {stage.title}", log)
+        any_run = True
+        title = f"[{number}/{len(stages)}] {stage.title}"
+        say(f"{title} ...")
+        began = time.monotonic()
+        environment.begin_log(stage)
         try:
             environment.stamp(stage, {**before, "unfinished": "yes"})
             stage.run(before)
         except (CommandFailed, OSError) as error:
             remedy = remedy_for(str(error), environment.venv)
-            raise SetupError(f"{stage.title}: {remedy} (log: {log})") from error
+            raise SetupError(f"{stage.title}: {remedy} (log: {environment.log})") from error
         environment.stamp(stage, stage.inputs())
-        report.done()
+        say(f"{title}: done in {time.monotonic() - began:.0f} s")
+    return any_run
 
 
-def lock(report: Reporter) -> None:
+def lock() -> int:
     """Wait until no other set-up, nor a command that a killed one left behind, is at work.
 
-    The lock lies on this script's open file, which the commands inherit: it lasts as long as the
-    last of them.
+    Returns:
+        The descriptor on which the lock lies. Commands inherit it: it lasts as long as the last of
+        them.
     """
     descriptor = os.open(__file__, os.O_RDONLY)
-    report.shared = (descriptor,)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        report.say("another set-up is at work here; waiting for it to end")
+        say("another set-up is at work here; waiting for it to end")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
         pass  # some network file systems have no locks
+    return descriptor
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,23 +84,22 @@ def main(arguments: list[str] | None = None) -> int:
         help="rebuild an environment that another version of Python made",
     )
     options = parser.parse_args(arguments)
-    report = Reporter()
     environment = Environment(
-        options.venv.absolute(), options.constraints.resolve(), options.this_python, report
+        options.venv.absolute(), options.constraints.resolve(), options.this_python
     )
     began = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        lock(report)
-        set_up(environment, report)
+        environment.shared = (lock(),)
+        any_run = set_up(environment)
     except KeyboardInterrupt:
-        report.fail("set-up interrupted; run the same command again to go on")
+        say("set-up interrupted; run the same command again to go on")
         return 130
     except SetupError as error:
-        report.fail(f"set-up failed at {error}")
+        say(f"set-up failed at {error}")
         return 1
-    if report.stages_run:
-        report.say(f"set-up complete in {time.monotonic() - began:.0f} s")
+    if any_run:
+        say(f"set-up complete in {time.monotonic() - began:.0f} s")
     return 0
 
 

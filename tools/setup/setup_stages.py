@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -12,17 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from setup_progress import CommandFailed, Reporter
-from setup_remedies import missing_venv
-
 ROOT = Path(__file__).resolve().parents[2]
 DISK_NEEDED = 8e9
 """Bytes that the packages need with a CUDA build of torch (seen: 6.3e9), and some to spare."""
 
 BUILD_TOOLS = ("setuptools", "wheel", "ninja")
 """Without ninja, torch compiles one file after the other."""
-
-IMPORTS_TORCH = "import torch, torchvision; print(torch.__version__, torchvision.__version__)"
 
 READ_REQUIREMENTS = """
 import json, sys
@@ -40,6 +36,25 @@ print(json.dumps(sum(wanted, project["dependencies"])))
 
 class SetupError(RuntimeError):
     """A stage failed; the message says what, and what helps."""
+
+
+class CommandFailed(Exception):
+    """A command exited with an error; the message is what it wrote about it."""
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def missing_venv() -> str | None:
+    """Why this Python cannot make virtual environments, and what helps; None if it can."""
+    if all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
+        return None
+    version = "{}.{}".format(*sys.version_info)
+    return (
+        f"{sys.executable} lacks the venv module: install it (apt-get install "
+        f"python{version}-venv) or choose another Python (PYTHON=python3.12)"
+    )
 
 
 @dataclass(frozen=True)
@@ -69,23 +84,28 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 class Environment:
-    """The virtual environment, its stages and its stamps."""
+    """The virtual environment, its stages and its stamps.
 
-    def __init__(self, venv: Path, constraints: Path, this_python: bool, report: Reporter) -> None:
+    Attributes:
+        log: pip's log of the present stage.
+        shared: file descriptors that the commands inherit.
+    """
+
+    def __init__(self, venv: Path, constraints: Path, this_python: bool) -> None:
         """
         Args:
             venv: folder of the environment.
             constraints: constraints file for pip.
             this_python: rebuild an environment that another version of Python made; else an
                 environment that works is kept whatever made it.
-            report: shows the progress.
         """
         self.venv = venv
         self.python = venv / "bin" / "python"
         self.state = venv / "setup"
         self.constraints = constraints
         self.this_python = this_python
-        self.report = report
+        self.log = Path(os.devnull)
+        self.shared: tuple[int, ...] = ()
 
     # ------------------------------------------------------------------ stamps
 
@@ -117,13 +137,39 @@ class Environment:
 
     # ------------------------------------------------------------------ commands
 
+    def begin_log(self, stage: Stage) -> None:
+        self.log = self.state / f"{stage.name}.log"
+        self.log.unlink(missing_ok=True)
+
+    def run(self, *command: str | Path, **variables: str) -> None:
+        """Run a command, which prints for itself; pip writes more into the stage's log.
+
+        Raises:
+            CommandFailed: it exited with an error.
+        """
+        fixed = {
+            "PIP_LOG": str(self.log),
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_NO_INPUT": "1",
+            "PIP_USER": "0",
+        }
+        status = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **fixed, **variables},
+            pass_fds=self.shared,
+        ).returncode
+        if status != 0:
+            written = self.log.read_text(errors="replace") if self.log.is_file() else ""
+            raise CommandFailed(written + (f"ended by signal {-status}" if status < 0 else ""))
+
     def command(self, *arguments: str | Path, **variables: str) -> None:
-        """Run this environment's Python; what it prints goes to the stage's log."""
-        self.report.run([str(self.python), *map(str, arguments)], variables)
+        """Run this environment's Python."""
+        self.run(self.python, *arguments, **variables)
 
     def check(self, code: str) -> None:
         """Run a line of Python that imports what was installed."""
-        self.report.run([str(self.python), "-c", code], status="trying it")
+        self.command("-c", code)
 
     def pip(self, *arguments: str, **variables: str) -> None:
         """``pip install``; packages that come as source are built with this environment's tools."""
@@ -143,14 +189,13 @@ class Environment:
             raise SetupError(f"virtual environment: {missing_venv()}")
         free = shutil.disk_usage(self.venv.parent).free
         if free < DISK_NEEDED:
-            self.report.note(
+            say(
                 f"only {free / 1e9:.1f} GB are free in {self.venv.parent}; with a CUDA build of "
                 f"torch the packages need about {DISK_NEEDED / 1e9:.0f} GB"
             )
         self.remove_venv()
-        self.report.run([sys.executable, "-m", "venv", str(self.venv)])
-        # The pip that came with Python may be too old for the progress form that is asked later.
-        self.pip("--upgrade", "pip", PIP_PROGRESS_BAR="off")
+        self.run(sys.executable, "-m", "venv", self.venv)
+        self.pip("--upgrade", "pip")
 
     def remove_venv(self) -> None:
         """Delete an environment that is there, and with it the stamps of the later stages.
@@ -177,7 +222,7 @@ class Environment:
         return {"pins": self.pins("torch", "torchvision")}
 
     def install_torch(self, before: dict[str, str]) -> None:
-        self.install_checked(["torch", "torchvision"], IMPORTS_TORCH)
+        self.install_checked(["torch", "torchvision"], "import torch, torchvision")
 
     def install_checked(self, requirements: list[str], check: str) -> None:
         """Install packages and try them; what an interrupted run left broken is replaced."""
@@ -185,7 +230,7 @@ class Environment:
         try:
             self.check(check)
         except CommandFailed:
-            self.report.note("installed, but does not import: installing once more")
+            say("installed, but does not import: installing once more")
             self.pip("--force-reinstall", *requirements)
             self.check(check)
 
@@ -237,7 +282,7 @@ class Environment:
         version = self.version_of("opencv-python")
         if "cannot open shared object file" not in error or version is None:
             raise SetupError(f"OpenCV does not import: {error}; delete {self.venv} and start again")
-        self.report.note(
+        say(
             f"OpenCV does not load ({error}): replacing opencv-python {version} by "
             "opencv-python-headless of the same version"
         )
@@ -257,7 +302,7 @@ class Environment:
     def install_detectron2(self, before: dict[str, str]) -> None:
         inputs = self.detectron2_inputs()
         if before:
-            self.report.note("interrupted, or made from something else: installing it anew")
+            say("interrupted, or made from something else: installing it anew")
             self.command("-m", "pip", "uninstall", "--yes", "detectron2", "detectron2-cdo")
         self.command(
             ROOT / "tools" / "setup" / "install_detectron2.py",
@@ -278,9 +323,9 @@ class Environment:
 
     def install_project(self, before: dict[str, str]) -> None:
         if not self.project_inputs()["compiler"]:
-            self.report.note(
+            say(
                 "no C++ compiler ($CXX or c++): the operators run as compositions of PyTorch's, "
                 "which is slower; install one (apt-get install g++) and run this again"
             )
         self.pip("--no-deps", "--editable", str(ROOT))
-        self.check("import defcn_d2; print(defcn_d2.__file__)")
+        self.check("import defcn_d2")

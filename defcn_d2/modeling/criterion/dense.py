@@ -248,7 +248,8 @@ class DenseCriterion(SummedCriterion):
 
     @classmethod
     def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
-        node = value_of(cfg, key.removesuffix(".CRITERION"))  # MODEL.DEFCN, or its AUX
+        place = key.removesuffix(".CRITERION")  # MODEL.DEFCN, or its AUX
+        node = value_of(cfg, place)
         own = CRITERION_REGISTRY.keys_of("DenseCriterion")  # of which a subclass may fix some
         own.update(CRITERION_REGISTRY.values_of(node.CRITERION))
         matcher = MATCHER_REGISTRY.get(node.MATCHER.NAME)
@@ -263,6 +264,11 @@ class DenseCriterion(SummedCriterion):
             yield (
                 f"{name}.REG_WEIGHT and L1_WEIGHT are both 0, so boxes would not be learned; "
                 "set one of them above 0"
+            )
+        if not (own["cls_weight"] or own["reg_weight"] or own["l1_weight"]):
+            yield (
+                f"{name}.CLS_WEIGHT, REG_WEIGHT and L1_WEIGHT are all 0, so nothing would be "
+                "learned; set one of them above 0, or AUX.ENABLED to False"
             )
 
         # Soft labels need a class loss that takes them, and their source.
@@ -280,18 +286,18 @@ class DenseCriterion(SummedCriterion):
         if own["soft_labels"] == "quality" and not gives_quality:
             yield (
                 f"{name}.SOFT_LABELS 'quality' needs a matcher that gives a quality, not "
-                f"{node.MATCHER.NAME}; set MATCHER.NAME to one of {', '.join(givers)}"
+                f"{node.MATCHER.NAME}; set {place}.MATCHER.NAME to one of {', '.join(givers)}"
             )
 
         # Centerness needs a source, and the GIoU loss that it weighs.
-        if cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness" and is_main:
-            if not gives_quality:
+        if cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness":
+            if own["reg_weight"] and not gives_quality:
                 yield (
                     "MODEL.DEFCN.QUALITY_BRANCH 'centerness' needs a matcher that gives a "
-                    f"quality, not {node.MATCHER.NAME}; set MATCHER.NAME to one of "
+                    f"quality, not {node.MATCHER.NAME}; set {place}.MATCHER.NAME to one of "
                     f"{', '.join(givers)}"
                 )
-            if not own["reg_weight"]:
+            if is_main and not own["reg_weight"]:
                 yield (
                     "MODEL.DEFCN.QUALITY_BRANCH 'centerness' is learned beside the GIoU loss, but "
                     f"{name}.REG_WEIGHT is 0; set it above 0, or the branch to 'none'"

@@ -25,7 +25,8 @@ class Center:
     def __init__(self, *, size_ranges: Sequence[Sequence[float]] = SIZE_RANGES):
         """
         Args:
-            size_ranges: see ``functional.inside_size_range``.
+            size_ranges: smallest and largest distance in pixels to a side of the box that each
+                level regresses, see ``functional.inside_size_range``.
         """
         check_argument("size_ranges", size_ranges, size_ranges_rule)
         self.size_ranges = size_ranges

@@ -43,7 +43,7 @@ def class_probability(
 def prediction_quality(
     predictions: Predictions, pairs: Pairs | AllPairs, alpha: float, fused: bool = True
 ) -> Tensor:
-    """POTO's quality p^(1 - a) * iou^a of each pair (arXiv 2012.03544, eq. 3).
+    """The quality p^(1 - a) * iou^a of each pair (arXiv 2012.03544, eq. 3).
 
     Args:
         predictions, fused: as of ``class_probability``.
@@ -103,16 +103,18 @@ def focal_problems(cfg: CfgNode, key: str) -> Iterator[str]:
     """Sentences for the factors of a matcher's focal cost that are not those of the class loss.
 
     Args:
-        key: of the node of matchers, which names one with FOCAL_ALPHA and FOCAL_GAMMA.
+        key: of the node of matchers, which names one with FOCAL_ALPHA and FOCAL_GAMMA; beside it
+            stands the loss.
     """
-    node, loss = value_of(cfg, key), cfg.MODEL.DEFCN.LOSS
+    place = key.removesuffix(".MATCHER")
+    node, loss = value_of(cfg, key), value_of(cfg, place).LOSS
     own, name = MATCHER_REGISTRY.values_of(node), node.NAME
     for factor in ("ALPHA", "GAMMA"):
         here, there = own.get(f"focal_{factor.lower()}"), own_node(loss).get(factor)
         if None not in (here, there) and here != there:
             yield (
                 f"{key}.{name}.FOCAL_{factor} is {here}, but {name} matches by the loss itself, "
-                f"whose MODEL.DEFCN.LOSS.{loss.NAME}.{factor} is {there}; give both the same value"
+                f"whose {place}.LOSS.{loss.NAME}.{factor} is {there}; give both the same value"
             )
 
 

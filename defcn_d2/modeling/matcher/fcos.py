@@ -28,7 +28,8 @@ class FCOS:
     ):
         """
         Args:
-            size_ranges: see ``functional.inside_size_range``.
+            size_ranges: smallest and largest distance in pixels to a side of the box that each
+                level regresses, see ``functional.inside_size_range``.
             radius: half the side of the central region in strides; 0: the whole box.
         """
         check_argument("size_ranges", size_ranges, size_ranges_rule)

@@ -54,7 +54,7 @@ def center_region(gt_boxes: Tensor, level_strides: Tensor, radius: float) -> tup
     """The central region of every box, on every level.
 
     It is a square of side 2 * radius * stride around the box's centre, clipped to the box
-    (arXiv 1904.01355v4, section 3.3 "center sampling"; the prior of POTO).
+    (arXiv 1904.01355v4, section 3.3 "center sampling"; arXiv 2012.03544, section 3.2).
 
     Args:
         gt_boxes: (M, 4) xyxy.

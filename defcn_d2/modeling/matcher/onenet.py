@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
 from ...config.components import own_node
-from ...config.rules import check_argument, numbers
+from ...config.rules import check_argument, numbers, value_of
 from ...structures import Assignment, Predictions, Priors
 from ..box_ops import pairwise_giou
 from . import functional as F
@@ -54,12 +54,13 @@ class OneNet:
     @classmethod
     def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
         yield from focal_problems(cfg, key)
-        normalizer = own_node(cfg.MODEL.DEFCN.CRITERION).get("NORMALIZER", "gts")
+        place = key.removesuffix(".MATCHER")
+        criterion = value_of(cfg, place).CRITERION
+        normalizer = own_node(criterion).get("NORMALIZER", "gts")
         if normalizer != "gts":
             yield (
-                f"MODEL.DEFCN.CRITERION.{cfg.MODEL.DEFCN.CRITERION.NAME}.NORMALIZER is "
-                f"{normalizer!r}, but {cls.__name__} divides its losses by the number of ground "
-                "truths; set it to 'gts'"
+                f"{place}.CRITERION.{criterion.NAME}.NORMALIZER is {normalizer!r}, but "
+                f"{cls.__name__} divides its losses by the number of ground truths; set it to 'gts'"
             )
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:

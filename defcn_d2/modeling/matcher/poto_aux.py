@@ -12,11 +12,11 @@ from .registry import MATCHER_REGISTRY
 
 @MATCHER_REGISTRY.register(default=["AUX.MATCHER"])
 class POTOAux:
-    """Several locations per ground truth: ATSS' adaptive threshold over POTO's quality.
+    """Several locations per ground truth: the adaptive threshold of arXiv 1912.02424.
 
-    The k best qualities of each level are candidates, also outside the box; foreground are those
-    of at least mean + standard deviation that lie inside it. The quality takes the plain class
-    probability, without the filter.
+    The k best qualities  p^(1 - a) * iou^a  of each level are candidates, also outside the box;
+    foreground are those of at least mean + standard deviation that lie inside it. p is the plain
+    class probability, without the filter.
     """
 
     def __init__(self, *, alpha: float = 0.8, topk: int = 9):

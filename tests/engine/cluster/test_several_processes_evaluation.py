@@ -144,6 +144,7 @@ def evaluate(cfg: CfgNode) -> Evaluation:
     results = inference_on_dataset(
         Guesses(DatasetCatalog.get(name), num_classes), loader, evaluator
     )
+    comm.synchronize()  # the others are done before the first has written its files
     output = Path(cfg.OUTPUT_DIR)
     written = {
         str(path.relative_to(output)): json.loads(path.read_text())

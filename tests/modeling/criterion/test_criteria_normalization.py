@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 from helpers import make_priors, random_inputs, random_instances, random_predictions, tiny_cfg
+from process_groups import in_group
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -97,13 +98,9 @@ def model_losses_and_gradients(
     return {name: loss.detach() for name, loss in losses.items()}, gradients
 
 
-def run_worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+def results_of_a_member() -> dict:
     # The first of two workers has one image, the other has the rest.
-    images = [0] if rank == 0 else list(range(1, len(COUNTS)))
+    images = [0] if comm.get_rank() == 0 else list(range(1, len(COUNTS)))
     model = DistributedDataParallel(make_model())
     reduced = []
     all_reduce = torch.distributed.all_reduce
@@ -118,16 +115,13 @@ def run_worker(rank: int, folder: str) -> None:
     results["reduced by criteria"], reduced = reduced, []
     results["model"] = model_losses_and_gradients(images, model)
     results["reduced by model"] = reduced
-    torch.save(results, f"{folder}/{rank}.pth")
-    torch.distributed.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """Findings of each of two processes."""
-    folder: Path = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(run_worker, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pth") for rank in range(2)]
+    return in_group(2, results_of_a_member, tmp_path_factory.mktemp("workers"))
 
 
 def test_two_workers_average_to_the_losses_of_the_whole_batch(workers: list[dict]) -> None:

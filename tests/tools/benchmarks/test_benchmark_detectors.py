@@ -163,7 +163,7 @@ def test_detections_that_differ_are_not_timed() -> None:
     calls = {name: head_outputs.Playback(model, scene) for name, model in models.items()}
     with torch.no_grad():
         inference.assert_equal(calls)
-        models[inference.SORTED].find_candidates.keywords["score_thresh"] = 0.3
+        models[inference.SORTED].raw_detections.keywords["score_thresh"] = 0.3
         with pytest.raises(AssertionError):
             inference.assert_equal(calls)
 

@@ -1,8 +1,9 @@
-"""The set-up behind the Makefile: which stages run again, what progress shows, which remedy is
-named. No network, no pip: stages and commands of this test's own."""
+"""The set-up behind the Makefile: which stages run again, and which remedy is named.
+
+No network, no pip: stages and commands of this test's own.
+"""
 
 import fcntl
-import io
 import re
 import subprocess
 import sys
@@ -10,18 +11,16 @@ from pathlib import Path
 
 import pytest
 import setup_env
-import setup_progress
 import setup_remedies
 import setup_stages
-from setup_progress import CommandFailed, Reporter, describe
-from setup_stages import ROOT, Environment, SetupError, Stage
+from setup_stages import ROOT, CommandFailed, Environment, SetupError, Stage
 
 
 class Plan(Environment):
     """An environment with two stages that only note that they ran, and fail on request."""
 
     def __init__(self, venv: Path) -> None:
-        super().__init__(venv, venv / "constraints.txt", False, Reporter(io.StringIO()))
+        super().__init__(venv, venv / "constraints.txt", False)
         self.inputs = {"one": "a", "two": "a"}
         self.ran: list[tuple[str, dict[str, str]]] = []
         self.failing: BaseException | None = None
@@ -39,13 +38,8 @@ class Plan(Environment):
 
     def go(self) -> list[str]:
         self.ran.clear()
-        setup_env.set_up(self, self.report)
+        assert setup_env.set_up(self) == bool(self.ran)
         return [name for name, _ in self.ran]
-
-    @property
-    def printed(self) -> str:
-        assert isinstance(self.report.stream, io.StringIO)
-        return self.report.stream.getvalue()
 
 
 @pytest.fixture
@@ -53,11 +47,12 @@ def plan(tmp_path):
     return Plan(tmp_path / "venv")
 
 
-def test_a_second_run_does_nothing(plan):
+def test_a_second_run_does_nothing(plan, capsys):
     assert plan.go() == ["one", "two"]
+    printed = "[1/2] one ...\n[1/2] one: done in 0 s\n[2/2] two ...\n[2/2] two: done in 0 s\n"
+    assert capsys.readouterr().out == printed
     assert plan.go() == []
-    assert "[1/2] one ..." in plan.printed
-    assert "[2/2] two: done in 0:00" in plan.printed
+    assert capsys.readouterr().out == ""
 
 
 def test_only_what_changed_runs_again_and_learns_what_it_was(plan):
@@ -103,7 +98,7 @@ def test_a_damaged_stamp_counts_as_none(plan):
 def test_a_folder_that_is_no_environment_is_not_deleted(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     (tmp_path / "setup").mkdir()
-    environment = Environment(tmp_path, tmp_path / "c.txt", False, Reporter(io.StringIO()))
+    environment = Environment(tmp_path, tmp_path / "c.txt", False)
     with pytest.raises(SetupError, match="no virtual environment; name another folder"):
         environment.remove_venv()
     assert (tmp_path / "thesis.tex").exists()
@@ -114,7 +109,7 @@ def test_a_folder_that_is_no_environment_is_not_deleted(tmp_path):
 
 def test_another_python_counts_only_where_it_was_asked_for(tmp_path):
     def inputs(asked: bool) -> dict[str, str]:
-        return Environment(tmp_path, tmp_path / "c.txt", asked, Reporter()).venv_inputs()
+        return Environment(tmp_path, tmp_path / "c.txt", asked).venv_inputs()
 
     current = "{}.{}".format(*sys.version_info)
     assert inputs(False) == {"python": current, "made": "no"}
@@ -128,7 +123,7 @@ def test_another_python_counts_only_where_it_was_asked_for(tmp_path):
 
 def test_the_setting_of_detectron2_is_kept_until_another_is_set(tmp_path, monkeypatch):
     constraints = ROOT / "constraints.txt"
-    environment = Environment(tmp_path, constraints, False, Reporter())
+    environment = Environment(tmp_path, constraints, False)
     (tmp_path / "setup").mkdir()
     (tmp_path / "setup" / "detectron2.json").write_text('{"setting": "/a"}')
     monkeypatch.delenv("DETECTRON2", raising=False)
@@ -165,7 +160,7 @@ class OpenCV(Environment):
     """An environment whose cv2 fails with ``error`` until the headless wheel is installed."""
 
     def __init__(self, folder: Path, error: str) -> None:
-        super().__init__(folder, folder / "c.txt", False, Reporter(io.StringIO()))
+        super().__init__(folder, folder / "c.txt", False)
         self.error, self.calls = error, []
 
     def ask(self, code, *arguments):
@@ -183,7 +178,7 @@ class OpenCV(Environment):
         self.calls.append(code)
 
 
-def test_opencv_without_libgl_is_replaced_by_the_headless_wheel(tmp_path):
+def test_opencv_without_libgl_is_replaced_by_the_headless_wheel(tmp_path, capsys):
     error = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
     environment = OpenCV(tmp_path, error)
     environment.check_opencv()
@@ -192,7 +187,7 @@ def test_opencv_without_libgl_is_replaced_by_the_headless_wheel(tmp_path):
         "install --no-deps opencv-python-headless==4.13.0.92",
         "import cv2",
     ]
-    assert "replacing opencv-python 4.13.0.92" in environment.report.stream.getvalue()
+    assert "replacing opencv-python 4.13.0.92" in capsys.readouterr().out
 
 
 def test_opencv_that_loads_is_left_alone_and_another_error_is_told(tmp_path):
@@ -203,71 +198,36 @@ def test_opencv_that_loads_is_left_alone_and_another_error_is_told(tmp_path):
         OpenCV(tmp_path, "ImportError: numpy.core.multiarray failed to import").check_opencv()
 
 
-# ------------------------------------------------------------------------ commands, progress
+# ------------------------------------------------------------------------------- commands
 
 
-def run(code: str, log: Path, **variables: str) -> str:
-    """Output of the reporter while Python runs some code."""
-    stream = io.StringIO()
-    report = Reporter(stream)
-    report.start("[1/1] title", log)
-    try:
-        report.run([sys.executable, "-c", code], variables)
-    except CommandFailed:
-        stream.write("FAILED")
-    return stream.getvalue()
-
-
-def test_output_goes_to_the_log_and_progress_to_the_screen(tmp_path, monkeypatch):
-    monkeypatch.setattr(setup_progress, "QUIET_INTERVAL", 0.0)
-    kept = ["  Downloading x-1-any.whl (9 MB)", "detectron2: y"]
-    lines = [kept[0], "Progress 1 of 4", "Progress 3 of 4", kept[1]]
-    shown = run(f"print(*{lines}, sep='\\n')", tmp_path / "stage.log")
-    assert "downloading x-1 (9 MB) 75 %, 0:00" in shown
-    assert "detectron2: y" in shown
-    assert (tmp_path / "stage.log").read_text().splitlines() == kept
-
-
-def test_the_end_of_a_failed_commands_output_is_shown_without_noise(tmp_path):
+def test_commands_print_for_themselves_and_pip_writes_into_the_log(plan, capfd):
+    plan.begin_log(plan.stage("one"))
+    plan.log.parent.mkdir(parents=True)
     code = (
-        "print('\\n'.join(f'line {i}' for i in range(40)));"
-        "print('Requirement already satisfied: x'); raise SystemExit(3)"
+        "import os, sys; print(os.environ['A'], sys.stdin.read() == '');"
+        "open(os.environ['PIP_LOG'], 'a').write('No space'); sys.exit(int(sys.argv[1]))"
     )
-    shown = run(code, tmp_path / "stage.log")
-    assert shown.endswith("| line 39\nFAILED")
-    assert "line 20" not in shown
-    assert "line 20" in (tmp_path / "stage.log").read_text()
+    plan.run(sys.executable, "-c", code, "0", A="b")
+    assert capfd.readouterr().out == "b True\n"
+    with pytest.raises(CommandFailed, match="^No spaceNo space$"):
+        plan.run(sys.executable, "-c", code, "1", A="b")
+    plan.begin_log(plan.stage("one"))
+    with pytest.raises(CommandFailed, match="^$"):
+        plan.run(sys.executable, "-c", "raise SystemExit(1)")
 
 
-def test_commands_get_the_variables_and_no_input(tmp_path):
-    run("import os, sys; print(os.environ['A'], sys.stdin.read() == '')", tmp_path / "log", A="b")
-    assert (tmp_path / "log").read_text() == "b True\n"
-
-
-@pytest.mark.parametrize(
-    ("line", "status"),
-    [
-        ("Collecting torch (from -r x)", "looking up torch"),
-        ("Processing /opt/wheels/x-1.tar.gz", "looking up x-1.tar.gz"),
-        ("Downloading https://host/a/b-1.tar.gz (3 MB)", "downloading b-1.tar.gz (3 MB)"),
-        ("Downloading a_b-1.2-cp311-cp311-any.whl (3 MB)", "downloading a_b-1.2 (3 MB)"),
-        ("Building wheel for fvcore (pyproject.toml): started", "building wheel for fvcore"),
-        ("Installing collected packages: a, b, c", "unpacking 3 packages"),
-        ("Installing collected packages: a", "unpacking a"),
-        ("Requirement already satisfied: a", None),
-        ("", None),
-    ],
-)
-def test_describe(line, status):
-    assert describe(line) == status
+def test_a_command_that_was_killed_is_named_so(plan):
+    with pytest.raises(CommandFailed, match="ended by signal 9"):
+        plan.run(sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
 
 
 def test_two_set_ups_wait_for_each_other():
     other = open(setup_env.__file__)
     fcntl.flock(other, fcntl.LOCK_EX)
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import setup_env, setup_progress;"
-        "setup_env.lock(setup_progress.Reporter()); print('locked', flush=True)"
+        "import sys; sys.path.insert(0, sys.argv[1]); import setup_env;"
+        "setup_env.lock(); print('locked', flush=True)"
     )
     command = [sys.executable, "-u", "-c", code, str(ROOT / "tools" / "setup")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -284,28 +244,21 @@ def test_two_set_ups_wait_for_each_other():
     ("output", "words"),
     [
         ("OSError: [Errno 28] No space left on device", "disk is full"),
-        ("Retry ... NewConnectionError ... Connection refused", "index cannot be reached"),
-        ("Temporary failure in name resolution", "index cannot be reached"),
-        ("ERROR: Could not find a version ... (from versions: none)", "PIP_INDEX_URL"),
+        ("Retry ... Failed to establish a new connection: Connection refused", "the network"),
+        ("Temporary failure in name resolution", "the network"),
+        ("ERROR: Could not find a version ... (from versions: none)", "pip config list"),
         (
             "(from versions: 1.0)\nERROR: No matching distribution found for torch==2.15.0",
-            "no torch==2.15.0 for this Python",
+            "no versions that fit this Python",
         ),
         ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]", "PIP_CERT"),
         ("HTTP error 403 Client Error: Forbidden", "credentials"),
         ("error: command 'g++' failed: No such file or directory", "no C++ compiler"),
         ("unable to execute 'x86_64-linux-gnu-gcc': No such file", "no C++ compiler"),
         ("fatal error: Python.h: No such file or directory", "python3-dev"),
-        ("error: command '/usr/bin/g++' failed with exit code 1", "compiler failed"),
         ("PermissionError: [Errno 13] Permission denied: '/x'", "owner and the rights"),
         ("ended by signal 9", "killed"),
-        ("something new", "the end of its output stands above"),
-        ("detectron2: failed: the release is damaged", "the release is damaged"),
-        (
-            "No space left on device\ndetectron2: failed: pip could not install x; the reason "
-            "stands above",
-            "disk is full",
-        ),
+        ("error: command '/usr/bin/g++' failed with exit code 1", "what it printed stands above"),
     ],
 )
 def test_remedies(output, words, tmp_path):
@@ -313,6 +266,6 @@ def test_remedies(output, words, tmp_path):
 
 
 def test_a_python_without_venv_is_told_which_package_brings_it(monkeypatch):
-    assert setup_remedies.missing_venv() is None
-    monkeypatch.setattr(setup_remedies.importlib.util, "find_spec", lambda name: None)
-    assert re.search(r"apt-get install python3\.\d+-venv", setup_remedies.missing_venv() or "")
+    assert setup_stages.missing_venv() is None
+    monkeypatch.setattr(setup_stages.importlib.util, "find_spec", lambda name: None)
+    assert re.search(r"apt-get install python3\.\d+-venv", setup_stages.missing_venv() or "")

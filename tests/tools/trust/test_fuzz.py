@@ -206,14 +206,14 @@ def test_wrong_losses_and_gradients_are_found(monkeypatch: pytest.MonkeyPatch) -
         detector.try_batch(replace(ORDINARY, predictions="one NaN"))
     with pytest.raises(Violation, match="learnt what should have been refused"):
         detector.try_batch(replace(ORDINARY, fault="class K"))
-    detector.model.losses = lambda priors, predictions, inputs: {
-        "loss_cls": (predictions.cls_logits.sum() * 0 + 0).sqrt(),
-        "loss_box_reg": predictions.boxes.sum() * 0,
+    detector.model.losses = lambda priors, sets, inputs: {
+        "loss_cls": (sets["main"].cls_logits.sum() * 0 + 0).sqrt(),
+        "loss_box_reg": sets["main"].boxes.sum() * 0,
     }
     with pytest.raises(Violation, match="a gradient that is not finite"):
         detector.try_batch(ORDINARY)
-    detector.model.losses = lambda priors, predictions, inputs: {
-        "loss_cls": predictions.cls_logits.sum() * 0
+    detector.model.losses = lambda priors, sets, inputs: {
+        "loss_cls": sets["main"].cls_logits.sum() * 0
     }
     with pytest.raises(Violation, match="no gradient of the leaf"):
         detector.try_batch(ORDINARY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from defcn_d2 import add_defcn_config
 from defcn_d2.modeling.batch_checks import BatchError
-from defcn_d2.modeling.criterion import DenseCriterion
+from defcn_d2.modeling.criterion.dense import DenseCriterion
 from defcn_d2.modeling.matcher.anchor import Anchor
 from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
 from defcn_d2.modeling.matcher.onenet import OneNet
@@ -58,13 +59,14 @@ def variant_configs() -> dict[str, CfgNode]:
         cfg.merge_from_file(str(path), allow_unsafe=False)
         cfg.merge_from_list(SMALL)
         node = cfg.MODEL.DEFCN
-        key = str([node.MATCHER, node.LOSS, node.AUX, node.PRIORS, node.QUALITY_BRANCH])
+        parts = (node.MATCHER, node.CRITERION, node.LOSS, node.AUX)
+        key = str([*parts, node.PRIORS, node.QUALITY_BRANCH])
         if key not in seen:
             seen.add(key)
             found[str(path.relative_to(CONFIGS).with_suffix(""))] = cfg
     for name in ("POTO", "ForegroundLoss"):
         cfg = found[name].clone()
-        cfg.MODEL.DEFCN.MATCHER.KEEP_UNREACHABLE = True
+        cfg.MODEL.DEFCN.MATCHER[name].KEEP_UNREACHABLE = True
         found[f"{name}, unreachable kept"] = cfg
     return found
 
@@ -77,6 +79,7 @@ class Detector:
         self.model: DeFCN = build_model(cfg)
         self.anchors = cfg.MODEL.DEFCN.PRIORS == "anchors"
         self.quality = cfg.MODEL.DEFCN.QUALITY_BRANCH != "none"
+        self.centerness = cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness"
         self.criteria = [c for c in self.model.criteria if isinstance(c, DenseCriterion)]
         self.matched: dict[DenseCriterion, list[Assignment]] = {}
         for criterion in self.criteria:
@@ -160,8 +163,9 @@ class Detector:
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         priors: Priors = make_priors(recipe.sizes, self.anchors)
         predictions = make_predictions(recipe, priors, self.quality)
-        losses = self.model.losses(priors, predictions, inputs)
-        return losses, [x for x in vars(predictions).values() if x is not None]
+        predictions = replace(predictions, centerness=self.centerness)
+        losses = self.model.losses(priors, {"main": predictions}, inputs)
+        return losses, [x for x in vars(predictions).values() if isinstance(x, Tensor)]
 
 
 def _check_losses(losses: dict[str, Tensor]) -> None:
