@@ -102,7 +102,7 @@ class Detector:
         return found
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
-        """With the sides that images have in tests."""
+        """The image with the sides that images have in tests."""
         height, width = image.shape[:2]
         if not self._short:
             return image

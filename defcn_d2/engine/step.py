@@ -247,7 +247,7 @@ def _sum(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _without_communication(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Within it the gradients stay those of this process."""
+    """Keep the gradients within the block those of this process."""
     if isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return contextlib.nullcontext()

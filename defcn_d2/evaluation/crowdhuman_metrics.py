@@ -69,11 +69,11 @@ class Sample:
         return cls(gts[~ignored], gts[ignored], *detections)
 
     def above(self, score: float) -> Sample:
-        """With the detections of a score above ``score`` only."""
+        """The sample with the detections of a score above ``score`` only."""
         return self._with_detections(slice(int((self.scores > score).sum())))
 
     def suppressed(self, iou_thresh: float = NMS_THRESH) -> Sample:
-        """With the detections that NMS leaves."""
+        """The sample with the detections that NMS leaves."""
         return self._with_detections(suppress(self.raw_boxes, iou_thresh))
 
     def _with_detections(self, chosen: slice | npt.NDArray[np.int64]) -> Sample:

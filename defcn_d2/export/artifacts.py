@@ -170,7 +170,7 @@ def _any_size() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings: whether their work is right is verified afterwards."""
+    """Silence the exporters' warnings: their work is verified afterwards."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

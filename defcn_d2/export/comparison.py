@@ -42,7 +42,7 @@ class Detections:
         return cls(found.pred_boxes.tensor, found.scores, found.pred_classes)
 
     def visible(self) -> "Detections":
-        """Those with a box that is not empty, and a score."""
+        """Detections with a box that is not empty, and a score."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         keep = (sides > 0).all(dim=1) & (self.scores > 0)
         return Detections(self.boxes[keep], self.scores[keep], self.classes[keep])

@@ -70,7 +70,7 @@ def folder(config_file: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> list[str]:
-    """What every command takes: the run's own config, and its weights."""
+    """Arguments of every command: the run's own config, and its weights."""
     weights = folder / "model_final.pth"
     return ["--config-file", str(folder / "config.yaml"), "--weights", str(weights)]
 

@@ -1,4 +1,4 @@
-"""Whether the tests pass in any order of their files: whole runs of pytest in random orders.
+"""Check that the tests pass in any order of their files: whole runs of pytest in random orders.
 
     python tools/trust/shuffle_tests.py --runs 20
     python tools/trust/shuffle_tests.py tests/engine --first-seed 7   # the order of seed 7 again

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def missing_files(files: Sequence[str], folders_may_miss: bool = False) -> list[str]:
-    """Those of ``files`` that are not there, in order; addresses with :// are taken as there.
+    """Missing ones of ``files``, in order; addresses with :// are taken as there.
 
     Args:
         files: paths.
