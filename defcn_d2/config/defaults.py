@@ -37,7 +37,7 @@ def add_defcn_config(cfg: CN) -> None:
     # Feature maps of the backbone that the head runs on, finest first. Strides follow from them.
     node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
     # "points": a location regresses the distances (l, t, r, b) to the sides of its box.
-    # "anchors": it regresses Box2BoxTransform deltas of one anchor, see MODEL.ANCHOR_GENERATOR.
+    # "anchors": it regresses Box2BoxTransform deltas of its anchors, see MODEL.ANCHOR_GENERATOR.
     node.PRIORS = "points"
     # Weights and feature maps in PyTorch's channels_last format, which is faster on CPUs.
     node.CHANNELS_LAST = False

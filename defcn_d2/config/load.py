@@ -110,7 +110,7 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         node = _node_of(cfg, key)
         if node is not None:
-            raise UserError(f"{key!r} is a group of keys: {', '.join(list(keys_of(node))[:12])}")
+            raise UserError(f"{key!r} is a group of keys: {', '.join(list(node)[:12])}")
         try:
             cfg.merge_from_list([key, value])
         except (KeyError, ValueError, AssertionError, TypeError) as error:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset, build
+from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.mapper import SKIPPED, ImageError, Record
+from ..utils.detectron2_compat import training_sampler
 from ..utils.errors import UserError
 from .cluster.preemption import outlive_signals
 from .seeds import seeded_generators
@@ -206,9 +207,7 @@ def build_sampler(cfg: CfgNode, records: Dataset, mapper: Callable, seed: int) -
     cfg.defrost()
     cfg.SEED = seed
     with seeded_generators(seed):
-        sampler = build._train_loader_from_config(cfg, mapper, dataset=records)["sampler"]
-    sampler._seed = seed
-    return sampler
+        return training_sampler(cfg, records, mapper, seed)
 
 
 def _noting(batches: Iterable[list[Draw]], drawn: deque[list[Draw]]) -> Iterator[list[Draw]]:

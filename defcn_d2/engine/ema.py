@@ -12,6 +12,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..utils.detectron2_compat import averaged_in_place
+
 logger = logging.getLogger(__name__)
 
 
@@ -61,7 +63,7 @@ class WeightsEMA:
         self.updates += 1
         live = self.model.state_dict()
         averaged = [name for name, value in self.weights.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
+        averaged_in_place(
             [self.weights[name] for name in averaged],
             [_wide(live[name]) for name in averaged],
             1 - self.current_decay(),

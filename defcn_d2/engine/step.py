@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..modeling.criterion import mean_over_workers
+from ..utils.detectron2_compat import keep_graph_buffers
 from .nonfinite import NonFiniteLoss
 
 Gradients = list[Tensor | None]
@@ -57,7 +58,7 @@ class StepTrainer(SimpleTrainer):
         self.clip = clip
         if micro_batches > 1:
             # A graph may be walked through once a count; torch.compile would free its buffers.
-            torch._functorch.config.donated_buffer = False
+            keep_graph_buffers()
 
     def forward(self, data: list[dict]) -> dict[str, Tensor]:
         """The losses of a micro batch."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from ..ops import standard_operators
+from ..utils.detectron2_compat import is_operator
 from ..utils.errors import UserError
 from .detector import DeployedDetector
 from .onnx_graph import check_graph, serialized
@@ -193,5 +194,5 @@ def _without_gradient(module: Callable[[Tensor], Outputs]) -> Callable[[Tensor],
 
 
 def _operator_name(target: object) -> str:
-    name = str(target) if isinstance(target, torch._ops.OpOverload) else ""
+    name = str(target) if is_operator(target) else ""
     return name.rpartition(".")[0] or getattr(target, "__name__", str(target))

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..utils.detectron2_compat import BatchNorm
 
 
 def fold_batch_norms(model: nn.Module) -> None:
@@ -18,7 +19,7 @@ def fold_batch_norms(model: nn.Module) -> None:
     for conv in list(model.modules()):
         norm: Any = getattr(conv, "norm", None)
         foldable = isinstance(norm, FrozenBatchNorm2d) or (
-            isinstance(norm, _BatchNorm) and norm.track_running_stats
+            isinstance(norm, BatchNorm) and norm.track_running_stats
         )
         if isinstance(conv, nn.Conv2d) and foldable:
             _fold(conv, norm)
@@ -40,7 +41,7 @@ def to_half(model: nn.Module) -> None:
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, (nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d, _BatchNorm)):
+            if isinstance(child, (nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d, BatchNorm)):
                 setattr(parent, name, InFloat32(child))
     model.half()
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.detectron2_compat import redispatched_below_autograd
 from .arguments import check_arguments
 from .reference import max_filter_3d_reference
 
@@ -127,10 +128,8 @@ def _autograd_forward(
     if torch.is_grad_enabled() and any(level.requires_grad for level in levels):
         outputs, _ = operators.max_filter_3d_with_codes(levels, tau, kernel_size)
         return outputs
-    with torch._C._AutoDispatchBelowAutograd():
-        return operators.max_filter_3d.default.redispatch(
-            keyset & torch._C._after_autograd_keyset, levels, tau, kernel_size
-        )
+    operator = operators.max_filter_3d.default
+    return redispatched_below_autograd(operator, keyset, levels, tau, kernel_size)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:

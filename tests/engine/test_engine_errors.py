@@ -52,7 +52,7 @@ def test_a_good_command_passes():
     [
         (["MODEL.DEFCN.NUM_CLASS", "3"], "'MODEL.DEFCN.NUM_CLASS'; did you mean '.*NUM_CLASSES'?"),
         (["DEFCN.NUM_CLASSES", "3"], "did you mean 'MODEL.DEFCN.NUM_CLASSES'?"),
-        (["MODEL.DEFCN.MATCHER", "POTO"], "'MODEL.DEFCN.MATCHER' is a group of keys: NAME, ALPHA"),
+        (["MODEL.DEFCN.MATCHER", "POTO"], "'MODEL.DEFCN.MATCHER' is a group of keys: NAME, ATSS, Anchor, "),
         (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER is 'many', but must be an int, such as "),
         (["SOLVER.BASE_LR", "1"], r"SOLVER.BASE_LR is '1', but must be a float, such as 0\."),
         (["DATASETS.TRAIN", "a"], r"""must be a tuple, such as "\('a',\)\""""),
@@ -259,7 +259,7 @@ def test_keys_are_all_leaves():
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=20), st.data())
 def test_nearest_of_a_known_name_is_itself(names, data):
     name = data.draw(st.sampled_from(names))
-    assert did_you_mean(name, names) == f"did you mean {name!r}?"
+    assert f"did you mean {name!r}?" in did_you_mean(name, names)
 
 
 def test_nearest_of_nothing():

@@ -14,6 +14,8 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed
 
+from ...utils.detectron2_compat import create_local_groups
+
 _PAUSE = 0.02  # seconds between two looks at the store
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -96,14 +98,7 @@ class Torchrun:
             world_size=self.world_size,
             timeout=DEFAULT_TIMEOUT,
         )
-        if hasattr(comm, "create_local_process_group"):
-            comm.create_local_process_group(self.local_world_size)
-        else:  # Detectron2 v0.5 leaves that to its launcher
-            for first in range(0, self.world_size, self.local_world_size):
-                ranks = list(range(first, first + self.local_world_size))
-                group = distributed.new_group(ranks)
-                if self.rank in ranks:
-                    comm._LOCAL_PROCESS_GROUP = group
+        create_local_groups(self.local_world_size)
         comm.synchronize()
 
 

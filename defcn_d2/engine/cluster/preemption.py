@@ -21,6 +21,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, distributed
 
+from ...utils.detectron2_compat import data_loader_of, gloo_group
+
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[int, FrameType | None], None] | signal.Handlers
@@ -161,8 +163,7 @@ class Stops(HookBase):
     def before_step(self) -> None:
         if comm.get_world_size() > 1:
             self._sums = self._counts()
-            group = comm._get_global_gloo_group()
-            self._work = distributed.all_reduce(self._sums, group=group, async_op=True)
+            self._work = distributed.all_reduce(self._sums, group=gloo_group(), async_op=True)
 
     def after_step(self) -> None:
         if self._work is not None:  # what was known when the step began
@@ -176,7 +177,7 @@ class Stops(HookBase):
             self._save_and_stop(together=True)
 
     def _counts(self) -> Tensor:
-        skipped = getattr(self.trainer._trainer.data_loader, "skipped", 0)
+        skipped = getattr(data_loader_of(self.trainer), "skipped", 0)
         return torch.tensor([self.trainer.preemption.requested, skipped], dtype=torch.int64)
 
 
