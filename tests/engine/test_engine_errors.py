@@ -52,7 +52,10 @@ def test_a_good_command_passes():
     [
         (["MODEL.DEFCN.NUM_CLASS", "3"], "'MODEL.DEFCN.NUM_CLASS'; did you mean '.*NUM_CLASSES'?"),
         (["DEFCN.NUM_CLASSES", "3"], "did you mean 'MODEL.DEFCN.NUM_CLASSES'?"),
-        (["MODEL.DEFCN.MATCHER", "POTO"], "'MODEL.DEFCN.MATCHER' is a group of keys: NAME, ATSS, Anchor, "),
+        (
+            ["MODEL.DEFCN.MATCHER", "POTO"],
+            "'MODEL.DEFCN.MATCHER' is a group of keys: NAME, ATSS, Anchor, ",
+        ),
         (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER is 'many', but must be an int, such as "),
         (["SOLVER.BASE_LR", "1"], r"SOLVER.BASE_LR is '1', but must be a float, such as 0\."),
         (["DATASETS.TRAIN", "a"], r"""must be a tuple, such as "\('a',\)\""""),
