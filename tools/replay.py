@@ -146,23 +146,27 @@ def anomaly_mode(enabled: bool) -> contextlib.AbstractContextManager:
 def predictions_checked(model: Any) -> Iterator[list[int]]:
     """Check what a DeFCN predicts within the block; gives the counts of each forward."""
     counts: list[int] = []
-    if not hasattr(model, "predict"):
+    if not hasattr(model, "predict_all"):
         yield counts
         return
-    predict = model.predict
+    predict_all = model.predict_all
 
     def checked(images: Tensor) -> Any:
-        priors, predictions = predict(images)
-        parts = {k: x for k, x in vars(predictions).items() if isinstance(x, Tensor)}
+        priors, sets = predict_all(images)
+        parts = {}
+        for name, predictions in sets.items():
+            fields = {**vars(predictions), **predictions.extra}
+            prefix = "" if name == "main" else f"{name}."
+            parts |= {f"{prefix}{k}": x for k, x in fields.items() if isinstance(x, Tensor)}
         title = "predictions" if not counts else "  predictions"
         counts.append(print_not_finite(title, parts))
-        return priors, predictions
+        return priors, sets
 
-    model.predict = checked
+    model.predict_all = checked
     try:
         yield counts
     finally:
-        del model.predict
+        del model.predict_all
 
 
 def print_values(title: str, values: Mapping[str, float]) -> int:
