@@ -240,9 +240,13 @@ def run_on_images(
     """Detect and draw on files; the exit status is 1 if one could not be read."""
     failed = 0
     for index, (path, image_id) in enumerate(zip(images, image_ids(images))):
-        image = read_image(path)
+        try:
+            image = read_image(path)
+            reason = f"{path!r} cannot be read as an image"
+        except Mistake as mistake:
+            image, reason = None, str(mistake)
         if image is None:
-            print(f"skipped: {path!r} cannot be read as an image", file=sys.stderr)
+            print(f"skipped: {reason}", file=sys.stderr)
             failed += 1
             continue
         found = detector(image)
@@ -256,11 +260,25 @@ def run_on_images(
 
 
 def read_image(path: str) -> np.ndarray | None:
-    """BGR; None where OpenCV cannot read it, or will not for its size."""
+    """BGR uint8, of more bits the upper ones; None where OpenCV cannot read it, or is too large.
+
+    Raises:
+        Mistake: the range of its pixels is not known.
+    """
     try:
-        return cv2.imread(path)
-    except cv2.error:
+        content = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        any_kind = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if image is None else image
+    except (cv2.error, OSError):
         return None
+    if any_kind is not None and any_kind.dtype not in (np.uint8, np.uint16):
+        raise Mistake(
+            f"{path!r} has pixels of {any_kind.dtype}, whose range is not known: save it with 8 or "
+            "16 bits"
+        )
+    if image is None or image.dtype == np.uint8:
+        return image
+    return np.right_shift(image, 8).astype(np.uint8)
 
 
 def printable(name: str) -> str:

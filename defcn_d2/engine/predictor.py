@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
@@ -18,6 +18,7 @@ from torch import nn
 from ..config.load import load_config
 from ..data import DatasetError, register_datasets
 from ..data.image_limit import ImageTooLarge, check_pixels
+from ..data.image_reading import read_image
 from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, first_line
 from ..weights.checkpointer import load_weights
