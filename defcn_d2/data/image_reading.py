@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 _ORIENTATION = 0x0112  # EXIF tag
-_BITS = 258  # TIFF tag, bits per sample
+_WIDTH, _HEIGHT, _BITS = 256, 257, 258  # TIFF tags, as stored; the last for each channel
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,6 +56,14 @@ def plain_image(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _eight_bits(image)
     return image if turn is None else image.transpose(turn)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels of ``plain_image``, from the header of an opened file alone."""
+    # of a TIFF file, Pillow's own size is upright already, in newer versions
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(_WIDTH, image.size[0]), tags.get(_HEIGHT, image.size[1])
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

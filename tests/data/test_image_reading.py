@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 from helpers import ROOT, make_cfg
-from PIL import Image
+from PIL import Image, features
 
 from defcn_d2.data.mapper import CheckedMapper
+from defcn_d2.data.readers.image_sizes import image_sizes
 from defcn_d2.engine.predictor import read_rgb
 
 spec = importlib.util.spec_from_file_location("onnx_demo", ROOT / "demo" / "onnx_demo.py")
@@ -110,3 +111,47 @@ def test_an_unknown_range_is_told_by_the_onnx_demo(tmp_path):
     Image.fromarray((RAMP / 65535).astype(np.float32)).save(path)
     with pytest.raises(onnx_demo.Mistake, match="a.tif' has pixels of float32.*8 or 16 bits"):
         READERS["ONNX"](path)
+
+
+STORED = {  # the turn of an upright image that a camera which writes this orientation has made
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+FORMATS = {
+    "jpg": {"quality": 100, "subsampling": 0},
+    "mpo": {"quality": 100, "subsampling": 0},
+    "png": {},
+    "tif": {},
+    "deflate.tif": {"compression": "tiff_adobe_deflate"},
+    "webp": {"lossless": True},
+    "avif": {"quality": 100},
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_images_are_read_upright(tmp_path, suffix, orientation):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32], pixels[:24, 32:], pixels[24:, :32] = (250, 20, 20), (20, 250, 20), 90
+    stored = Image.fromarray(pixels)
+    if orientation in STORED:
+        stored = stored.transpose(STORED[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    stored.save(path, exif=exif, **FORMATS[suffix])
+    assert image_sizes(tmp_path, [path.name], tmp_path / "x.json") == {path.name: (64, 48)}
+    readers = dict(READERS)
+    if suffix == "avif":
+        del readers["ONNX"]  # OpenCV does not turn these
+    for name, reader in readers.items():
+        found = reader(path)
+        assert found.shape == pixels.shape, name
+        assert np.abs(found.astype(int) - pixels).mean() < 3, name
