@@ -147,8 +147,8 @@ class DeFCN(nn.Module):
         """
         Args:
             batched_inputs: Detectron2's standard format: per image ``image`` (C, H, W) in the
-                channel order of ``INPUT.FORMAT``, ``instances`` with ``gt_boxes`` and
-                ``gt_classes`` for training, ``height`` and ``width`` of the output.
+                channel order of ``INPUT.FORMAT``, of any type of number; ``instances`` with
+                ``gt_boxes`` and ``gt_classes`` for training; ``height``, ``width`` of the output.
 
         Returns:
             losses in training; else per image ``{"instances": Instances}`` with ``pred_boxes``
@@ -271,8 +271,10 @@ class DeFCN(nn.Module):
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images, pad them at the bottom and the right, and batch them."""
         check_images(batched_inputs, len(self.pixel_mean))
+        dtype = self.pixel_mean.dtype
         images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+            (x["image"].to(self.device, dtype) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
         ]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
