@@ -97,7 +97,7 @@ class DeFCN(nn.Module):
         self.nms_thresh = nms_thresh
         self.nms_boxes = nms_boxes
         self.max_detections = max_detections
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
         self.to(memory_format=self.memory_format)  # feature maps follow the images and weights
         self.compilation: Compilation | None = None
         if compile_backend is not None:
@@ -138,6 +138,11 @@ class DeFCN(nn.Module):
             "channels_last": node.CHANNELS_LAST,
             "compile_backend": node.COMPILE.BACKEND if node.COMPILE.ENABLED else None,
         }
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of weights and feature maps; no attribute, as it cannot be pickled."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def device(self) -> torch.device:
