@@ -28,7 +28,8 @@ except ImportError as missing:
     sys.exit(f"error: {missing}; pip install onnxruntime numpy opencv-python")
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+VIDEOS = (".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg")
+VIDEOS += (".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv")
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
 
 

@@ -134,6 +134,9 @@ def test_video(trained, tmp_path, capsys):
     assert "in.avi: 3 frames, see" in capsys.readouterr().out
     assert os.listdir(tmp_path / "out") == ["in.mp4"]
     assert sum(1 for _ in onnx_demo.frames_of(str(tmp_path / "out" / "in.mp4"))) == 3
+    os.rename(tmp_path / "in.avi", tmp_path / "camera.MTS")
+    assert onnx_demo.main([*model, "--input", str(tmp_path / "camera.MTS"), *arguments[2:]]) == 0
+    assert "camera.MTS: 3 frames" in capsys.readouterr().out
     numbers = {entry["image_id"] for entry in json.loads((tmp_path / "a.json").read_text())}
     assert numbers == {0, 1, 2}
 
