@@ -28,7 +28,8 @@ except ImportError as missing:
     sys.exit(f"error: {missing}; pip install onnxruntime numpy opencv-python")
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+VIDEOS = (".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg")
+VIDEOS += (".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv")
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
 
 
@@ -189,6 +190,23 @@ def output_files(images: Sequence[str], output: str) -> list[Path]:
     ]
 
 
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[str], option: str) -> None:
+    """Refuse to write onto what is read, by whatever name or link."""
+    read = {identity(name): name for name in inputs if os.path.exists(name)}
+    for output in filter(Path.exists, outputs):
+        if identity(output) in read:
+            raise Mistake(
+                f"{option}: {str(output)!r} is an input itself ({read[identity(output)]!r}), "
+                "which would be lost; give another place"
+            )
+
+
+def identity(path: str | Path) -> tuple[int, int]:
+    """Device and number of a file; links to it have the same."""
+    state = os.stat(path)
+    return state.st_dev, state.st_ino
+
+
 def image_ids(images: Sequence[str]) -> list[int]:
     """The numbers that the names are, as COCO's; else their places, from 0."""
     stems = [Path(name).stem for name in images]
@@ -218,15 +236,18 @@ def entries(detector: Detector, found: Detections, image_id: int, name: str) -> 
 
 
 def run_on_images(
-    detector: Detector, images: Sequence[str], output: str | None, results: list[dict]
+    detector: Detector, images: Sequence[str], targets: Sequence[Path], results: list[dict]
 ) -> int:
     """Detect and draw on files; the exit status is 1 if one could not be read."""
-    targets = output_files(images, output) if output else []
     failed = 0
     for index, (path, image_id) in enumerate(zip(images, image_ids(images))):
-        image = read_image(path)
+        try:
+            image = read_image(path)
+            reason = f"{path!r} cannot be read as an image"
+        except Mistake as mistake:
+            image, reason = None, str(mistake)
         if image is None:
-            print(f"skipped: {path!r} cannot be read as an image", file=sys.stderr)
+            print(f"skipped: {reason}", file=sys.stderr)
             failed += 1
             continue
         found = detector(image)
@@ -240,11 +261,25 @@ def run_on_images(
 
 
 def read_image(path: str) -> np.ndarray | None:
-    """BGR; None where OpenCV cannot read it, or will not for its size."""
+    """BGR uint8, of more bits the upper ones; None where OpenCV cannot read it, or is too large.
+
+    Raises:
+        Mistake: the range of its pixels is not known.
+    """
     try:
-        return cv2.imread(path)
-    except cv2.error:
+        content = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        any_kind = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if image is None else image
+    except (cv2.error, OSError):
         return None
+    if any_kind is not None and any_kind.dtype not in (np.uint8, np.uint16):
+        raise Mistake(
+            f"{path!r} has pixels of {any_kind.dtype}, whose range is not known: save it with 8 or "
+            "16 bits"
+        )
+    if image is None or image.dtype == np.uint8:
+        return image
+    return np.right_shift(image, 8).astype(np.uint8)
 
 
 def printable(name: str) -> str:
@@ -278,11 +313,15 @@ def frames_of(path: str) -> Iterator[tuple[np.ndarray, float]]:
         good, frame = video.read()
 
 
-def run_on_video(detector: Detector, path: str, output: str | None, results: list[dict]) -> None:
+def video_file(path: str, output: str) -> Path:
+    """``output`` itself, or a file in that folder."""
+    target = Path(output).expanduser()
+    named = target.suffix.lower() in CODECS and not target.is_dir()
+    return target if named else target / f"{Path(path).stem}.mp4"
+
+
+def run_on_video(detector: Detector, path: str, target: Path | None, results: list[dict]) -> None:
     """Detect and draw on a video; the output appears when all is done."""
-    target = Path(output).expanduser() if output else None
-    if target is not None and (target.suffix.lower() not in CODECS or target.is_dir()):
-        target = target / f"{Path(path).stem}.mp4"
     part, writer, count = None, None, 0
     try:
         for count, (frame, rate) in enumerate(frames_of(path), start=1):
@@ -338,15 +377,24 @@ def run(args: argparse.Namespace) -> int:
     if video and len(args.input) > 1:
         raise Mistake(f"--input: give the video {video!r} alone")
     images = [] if video else find_images(args.input)
+    targets: list[Path] = []
+    if args.output:
+        targets = [video_file(video, args.output)] if video else output_files(images, args.output)
+    table = Path(args.json).expanduser() if args.json else None
+    inputs = [args.model, *([video] if video else images)]
+    check_outputs(targets, inputs, "--output")
+    check_outputs([table] if table else [], inputs, "--json")
+    if table and table.resolve() in [target.resolve() for target in targets]:
+        raise Mistake(f"--json {args.json!r} is a drawing of --output, too: give another")
     detector = Detector(args.model, args.confidence_threshold)
     results: list[dict] = []
     status = 0
     if video:
-        run_on_video(detector, video, args.output, results)
+        run_on_video(detector, video, targets[0] if targets else None, results)
     else:
-        status = run_on_images(detector, images, args.output, results)
-    if args.json:
-        write_json(Path(args.json).expanduser(), results)
+        status = run_on_images(detector, images, targets, results)
+    if table:
+        write_json(table, results)
     return status
 
 

@@ -41,10 +41,17 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         _merge_file(cfg, find_config_file(config_file))
     _merge_opts(cfg, opts)
+    expand_home(cfg)
     with as_user_error(DatasetError, "{}"):
         register_datasets(cfg)
     cfg.freeze()
     return cfg
+
+
+def expand_home(cfg: CfgNode) -> None:
+    """Replace ``~`` in the paths of a config by the home folder, as a shell would."""
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+    cfg.MODEL.WEIGHTS = os.path.expanduser(cfg.MODEL.WEIGHTS)
 
 
 def find_config_file(name: str) -> str:

@@ -14,6 +14,8 @@ LIMIT = 1e7  # pixels: a coordinate beyond it is a mistake
 def parse_json(text: str | bytes) -> Any:
     """Value of a JSON text, as by ``json.loads``; refuses an object that has a key twice.
 
+    A byte order mark at the beginning, which Windows' editors write, is passed over.
+
     NaN and infinities are let through, as in files of many writers: refuse them where a number is
     used.
 
@@ -22,6 +24,8 @@ def parse_json(text: str | bytes) -> Any:
         UnicodeDecodeError: it is no text.
         ValueError: a key stands twice, or lists and objects are nested too deeply.
     """
+    if isinstance(text, str):
+        text = text.removeprefix("\ufeff")  # of bytes it is done there
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
@@ -48,20 +52,24 @@ _NAMES: dict[type | tuple[type, ...], str] = {
 
 
 def field(value: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    """The value of key ``name`` of a JSON object; ValueError unless there, and of this kind."""
+    """The value of key ``name`` of a JSON object; ValueError unless there, and of this kind.
+
+    A whole number may be written as 160.0, as some programs do.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {short_repr(value)}")
     if name not in value:
         found = [key if key.isidentifier() else repr(key) for key in list(value)[:10]]
         keys = f" (its keys: {', '.join(found)})" if value else ""
         raise ValueError(f"{name!r} is missing{keys}")
-    if not isinstance(value[name], kind) or isinstance(value[name], bool):
+    found = value[name]
+    if isinstance(found, float) and found.is_integer():
+        found = int(found)
+    if not isinstance(found, kind) or isinstance(found, bool):
         raise ValueError(f"{name!r} must be {_NAMES[kind]}, got {short_repr(value[name])}")
-    if isinstance(value[name], str) and not _is_text(value[name]):
-        raise ValueError(
-            f"{name!r} has a character that no file can hold, {short_repr(value[name])}"
-        )
-    return value[name]
+    if isinstance(found, str) and not _is_text(found):
+        raise ValueError(f"{name!r} has a character that no file can hold, {short_repr(found)}")
+    return found
 
 
 def _is_text(value: str) -> bool:

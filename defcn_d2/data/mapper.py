@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, dataset_mapper, detection_utils
 from detectron2.structures import BoxMode
 
 from ..utils.box_fields import annotation_key
 from .extra_boxes import ExtraBoxesMapper, extra_box_names
 from .image_limit import check_pixels
+from .image_reading import read_image
 
 Record = dict[str, Any]
 
@@ -21,6 +23,21 @@ SKIPPED = "skipped"
 
 class ImageError(ValueError):
     """An image, or what is annotated in it, cannot be loaded; one line that names it."""
+
+
+class ImageMapper(DatasetMapper):
+    """Detectron2's mapper with images by ``read_image`` of this project, which it cannot be given.
+
+    Its own method runs among other names, so that neither version of it has to be repeated here.
+    """
+
+    __call__ = FunctionType(
+        DatasetMapper.__call__.__code__,
+        {
+            **vars(dataset_mapper),
+            "utils": SimpleNamespace(**{**vars(detection_utils), "read_image": read_image}),
+        },
+    )
 
 
 class CheckedMapper:
@@ -44,9 +61,9 @@ class CheckedMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> "CheckedMapper":
-        """Around Detectron2's ``DatasetMapper``; extra boxes are for training."""
+        """Around Detectron2's mapper; extra boxes are for training."""
         names = extra_box_names(cfg) if is_train else ()
-        mapper = DatasetMapper(cfg, is_train)
+        mapper = ImageMapper(cfg, is_train)
         return cls(
             ExtraBoxesMapper(mapper, names) if names else mapper, cfg.INPUT.MAX_PIXELS, names
         )

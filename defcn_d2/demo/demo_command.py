@@ -10,8 +10,9 @@ from detectron2.structures import Instances
 
 from ..engine.predictor import Predictor, metadata_of
 from ..engine.reporting import reported
-from ..utils.command_line import add_model_arguments, trained_config
+from ..utils.command_line import add_model_arguments, input_files, trained_config
 from ..utils.errors import UserError
+from ..utils.files import check_outputs
 from .coco_results import Results
 from .images import run_on_images
 from .inputs import find_images, output_files
@@ -62,6 +63,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     source = args.video_input if args.webcam is None else args.webcam
     video = None if images else open_source(source, cfg.INPUT.MAX_PIXELS)
     window = None if args.output or args.json else Window()
+    targets = None
+    if args.output:
+        targets = [output_file(source, args.output)] if video else output_files(images, args.output)
+    inputs = images or ([source] if isinstance(source, str) else [])
+    check_output_files(args, [*input_files(args, cfg), *inputs], targets or [])
     metadata = metadata_of(cfg)
     names = metadata.get("thing_classes") or []
     results = Results(args.json, metadata) if args.json else None
@@ -74,15 +80,28 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return found[found.scores >= args.confidence_threshold]
 
     if video is not None:
-        target = output_file(source, args.output) if args.output else None
+        target = targets[0] if targets else None
         status = run_on_video(video, source, detect, names, target, window, results)
     else:
-        targets = output_files(images, args.output) if args.output else None
         limit = cfg.INPUT.MAX_PIXELS
         status = run_on_images(images, targets, detect, names, window, results, limit)
     if results is not None:
         results.write()
     return status
+
+
+def check_output_files(
+    args: argparse.Namespace, inputs: Sequence[str], targets: Sequence[Path]
+) -> None:
+    """Refuse to write onto an input, and drawings and detections to one file."""
+    check_outputs(targets, inputs, "--output")
+    if args.json:
+        check_outputs([args.json], inputs, "--json")
+        path = args.json.expanduser().resolve()
+        if path in [target.resolve() for target in targets]:
+            raise UserError(
+                f"--json {str(args.json)!r} is a drawing of --output, too: give another"
+            )
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

@@ -184,8 +184,6 @@ def output_file(source: str | int, output: str) -> Path:
         name = "webcam" if isinstance(source, int) else Path(source).stem
         target = target / f"{name}.mp4"
     make_folder(target.parent)
-    if isinstance(source, str) and os.path.exists(target) and os.path.samefile(source, target):
-        raise UserError(f"--output {str(target)!r} is the input itself; give another file")
     return target
 
 

@@ -9,22 +9,23 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
-from ..config.load import load_config
+from ..config.load import expand_home, load_config
 from ..data import DatasetError, register_datasets
 from ..data.image_limit import ImageTooLarge, check_pixels
+from ..data.image_reading import plain_image, read_image
 from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, first_line
 from ..weights.checkpointer import load_weights
 from .cpu import use_cpu
 from .trainer import Trainer
 
-Picture = np.ndarray | str | os.PathLike
+Picture = np.ndarray | Image.Image | str | os.PathLike
 
 # What Pillow raises for a file that is no image, or half of one.
 _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -67,6 +68,7 @@ class Predictor:
             cfg = config.clone()
             cfg.defrost()
             cfg.merge_from_list(opts)
+            expand_home(cfg)
             register_datasets(cfg)
             cfg.freeze()
         else:
@@ -94,8 +96,8 @@ class Predictor:
     def __call__(self, images: Picture | Sequence[Picture]) -> Instances | list[Instances]:
         """
         Args:
-            images: a path, or an array (H, W, 3) uint8 in BGR as ``cv2.imread`` gives it; or a
-                list of such.
+            images: a path, an array (H, W, 3) uint8 in BGR as ``cv2.imread`` gives it, or an image
+                of Pillow; or a list of such.
 
         Returns:
             detections on the CPU, best first: ``pred_boxes`` xyxy in pixels of the image,
@@ -104,15 +106,16 @@ class Predictor:
         Raises:
             UserError: files that do not exist (all of them are named before any work), or one
                 that cannot be read as an image or has more pixels than ``INPUT.MAX_PIXELS``.
-            ValueError: an array of another shape or type.
+            ValueError: an array of another shape or type, or an image that is none with 8 or 16
+                bits.
         """
-        if images is None or isinstance(images, (np.ndarray, str, os.PathLike)):
+        if images is None or isinstance(images, (np.ndarray, Image.Image, str, os.PathLike)):
             single, pictures = True, cast("list[Picture]", [images])
         else:
             single, pictures = False, list(images)
         _check_paths([os.fspath(p) for p in pictures if isinstance(p, (str, os.PathLike))])
         for number, picture in enumerate(pictures):
-            if not isinstance(picture, (str, os.PathLike)):
+            if not isinstance(picture, (Image.Image, str, os.PathLike)):
                 _check_array(picture, "the image" if single else f"image {number} of the list")
         found = [self.detections(self._to_rgb(picture)) for picture in pictures]
         return found[0] if single else found
@@ -133,6 +136,8 @@ class Predictor:
     def _to_rgb(self, picture: Picture) -> np.ndarray:
         if isinstance(picture, np.ndarray):
             return np.ascontiguousarray(picture[:, :, ::-1])
+        if isinstance(picture, Image.Image):
+            return convert_PIL_to_numpy(plain_image(picture), "RGB")
         return read_rgb(picture, self.cfg.INPUT.MAX_PIXELS)
 
 
@@ -194,7 +199,9 @@ def _check_array(picture: object, name: str) -> None:
     if picture is None:
         raise ValueError(f"{name} is None: cv2.imread gives that for a file it cannot read")
     if not isinstance(picture, np.ndarray):
-        raise ValueError(f"{name} is a {type(picture).__name__}: give a path or a NumPy array")
+        raise ValueError(
+            f"{name} is a {type(picture).__name__}: give a path, a NumPy array or Pillow's image"
+        )
     shape, kind = picture.shape, picture.dtype
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != np.uint8:
         raise ValueError(

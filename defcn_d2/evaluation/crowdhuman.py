@@ -25,10 +25,11 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from ..data.errors import DatasetError
 from ..data.readers.crowdhuman import read_images
 from ..data.readers.odgt import OdgtImage
-from ..data.synthetic.generation import DatasetError
-from ..utils.files import write_atomically
+from ..utils.errors import UserError
+from ..utils.files import check_outputs, write_atomically
 from . import crowdhuman_metrics as metrics
 from .results import NO_DETECTIONS, Detections, dump_results, read_results
 
@@ -177,13 +178,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(arguments)
     try:
+        check_outputs(filter(None, [args.output]), [args.gt, args.results], "--output")
         images = read_images(args.gt, args.images)
         detections = read_results(args.results, [image.id for image in images])
         figures = evaluate_detections(images, detections)
         print(report(figures, protocol(images, detections)))
         if args.output:
             write_atomically(args.output, json.dumps(figures, indent=1).encode() + b"\n")
-    except DatasetError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -60,7 +60,10 @@ def _row(entry: object) -> tuple[str, list[float]]:
             f"{short_repr(box)}, {short_repr(score)} and {short_repr(category)}"
         )
     x, y, width, height = box
-    return str(entry["image_id"]), [x, y, x + width, y + height, score, category]
+    image_id = entry["image_id"]
+    if isinstance(image_id, float) and image_id.is_integer():  # 7.0, as some programs write 7
+        image_id = int(image_id)
+    return str(image_id), [x, y, x + width, y + height, score, category]
 
 
 def dump_results(detections: Detections) -> bytes:

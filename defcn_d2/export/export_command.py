@@ -14,9 +14,9 @@ from torch import Tensor
 from ..demo.inputs import find_images
 from ..engine.predictor import Predictor, read_rgb, require_defcn
 from ..engine.reporting import reported
-from ..utils.command_line import add_model_arguments, trained_config
+from ..utils.command_line import add_model_arguments, input_files, trained_config
 from ..utils.errors import UserError
-from ..utils.files import write_atomically
+from ..utils.files import check_outputs, write_atomically
 from .artifacts import FORMATS, Outputs, require_onnx
 from .benchmark import latency
 from .comparison import Difference
@@ -113,6 +113,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.format == "onnx":
         require_onnx()
     args.output = check_output(args.output)
+    images = _image_files(args.images) if args.images else []
+    check_outputs([args.output], [*input_files(args, cfg), *images], "--output")
     return cfg
 
 
@@ -142,17 +144,20 @@ def read_images(name: str | None, max_pixels: int = 0) -> list[np.ndarray]:
     """The first few images (H, W, 3) uint8, BGR, that the argument names; drawn ones of none."""
     if name is None:
         return drawn_images()
-    try:
-        paths = find_images([name])[:6]
-    except UserError as error:
-        raise UserError(str(error).replace("--input", "--images")) from error
     images = []
-    for path in paths:
+    for path in _image_files(name)[:6]:
         try:
             images.append(np.ascontiguousarray(read_rgb(path, max_pixels)[:, :, ::-1]))
         except UserError as error:
             raise UserError(f"--images: {error}; leave it out") from error
     return images
+
+
+def _image_files(name: str) -> list[str]:
+    try:
+        return find_images([name])
+    except UserError as error:
+        raise UserError(str(error).replace("--input", "--images")) from error
 
 
 def default_topk(cfg: CfgNode) -> int:

@@ -42,7 +42,7 @@ def check_images(batched_inputs: list[dict], channels: int) -> None:
     worst = _first_not_finite([x["image"] for x in batched_inputs])
     if worst is not None:
         values = batched_inputs[worst]["image"]
-        bad = values[~values.isfinite()][0].item()
+        bad = values[~values.float().isfinite()][0].item()  # some of float64 are too large
         raise BatchError(
             f"{image_name(worst, batched_inputs[worst])} has the pixel value {bad}; look "
             "for what made it, such as a division in the augmentation or a damaged file"
@@ -139,7 +139,7 @@ def _first_not_finite(images: list[Tensor]) -> int | None:
     sums = [images[i].sum(dtype=torch.float32).to(device) for i in floats]
     suspects = (~torch.stack(sums).isfinite()).tolist()
     for i, suspect in zip(floats, suspects):
-        if suspect and not images[i].isfinite().all():
+        if suspect and not images[i].float().isfinite().all():
             return i
     return None
 

@@ -97,7 +97,7 @@ class DeFCN(nn.Module):
         self.nms_thresh = nms_thresh
         self.nms_boxes = nms_boxes
         self.max_detections = max_detections
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
         self.to(memory_format=self.memory_format)  # feature maps follow the images and weights
         self.compilation: Compilation | None = None
         if compile_backend is not None:
@@ -145,6 +145,11 @@ class DeFCN(nn.Module):
         }
 
     @property
+    def memory_format(self) -> torch.memory_format:
+        """Of weights and feature maps; no attribute, as it cannot be pickled."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
@@ -152,8 +157,8 @@ class DeFCN(nn.Module):
         """
         Args:
             batched_inputs: Detectron2's standard format: per image ``image`` (C, H, W) in the
-                channel order of ``INPUT.FORMAT``, ``instances`` with ``gt_boxes`` and
-                ``gt_classes`` for training, ``height`` and ``width`` of the output.
+                channel order of ``INPUT.FORMAT``, of any type of number; ``instances`` with
+                ``gt_boxes`` and ``gt_classes`` for training; ``height``, ``width`` of the output.
 
         Returns:
             losses in training; else per image ``{"instances": Instances}`` with ``pred_boxes``
@@ -276,8 +281,10 @@ class DeFCN(nn.Module):
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images, pad them at the bottom and the right, and batch them."""
         check_images(batched_inputs, len(self.pixel_mean))
+        dtype = self.pixel_mean.dtype
         images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+            (x["image"].to(self.device, dtype) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
         ]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 

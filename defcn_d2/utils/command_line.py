@@ -5,7 +5,7 @@ import warnings
 
 from detectron2.config import CfgNode
 
-from ..config.load import load_config
+from ..config.load import find_config_file, load_config
 from .errors import UserError
 
 
@@ -54,3 +54,9 @@ def trained_config(args: argparse.Namespace) -> CfgNode:
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give a trained model, --weights FILE")
     return cfg
+
+
+def input_files(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
+    """The files that a config and its command line name: they must not be written to."""
+    own = [cfg.DATASETS.REGISTER[split].ANNOTATIONS for split in ("TRAIN", "VAL")]
+    return [find_config_file(args.config_file), cfg.MODEL.WEIGHTS, *filter(None, own)]

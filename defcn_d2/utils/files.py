@@ -3,9 +3,11 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
+
+from .errors import UserError
 
 
 @contextlib.contextmanager
@@ -45,6 +47,36 @@ def _flush_folder(folder: str) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path], option: str) -> None:
+    """Refuse to write onto what is read, by whatever name or link; call it before any work.
+
+    Args:
+        outputs: files to write, there or not.
+        inputs: files to read; addresses and files that are not there are passed over.
+        option: the one that gives the outputs, as "--output".
+
+    Raises:
+        UserError: an output is an input.
+    """
+    existing = {identity: path for path in outputs if (identity := _identity(path)) is not None}
+    for path in inputs if existing else ():
+        identity = _identity(path)
+        if identity in existing:
+            raise UserError(
+                f"{option}: {str(existing[identity])!r} is an input itself ({str(path)!r}), which "
+                "would be lost; give another place"
+            )
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Device and number of a file; links to it have the same. None: there is no such file."""
+    try:
+        state = os.stat(os.path.expanduser(path))
+    except (OSError, ValueError):
+        return None
+    return state.st_dev, state.st_ino
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 from ..engine.reporting import reported
-from ..utils.command_line import add_model_arguments, trained_config
+from ..utils.command_line import add_model_arguments, input_files, trained_config
 from ..utils.errors import UserError
+from ..utils.files import check_outputs
 from .assignment import draw_assignment, own_matchers
 from .curves import draw_curves, load_runs
 from .duplicate_pairs import duplicate_pictures
@@ -116,6 +118,7 @@ def _duplicates(args: argparse.Namespace) -> None:
         if not 0 <= value <= 1:
             raise UserError(f"{name} is {value}: give 0 to 1")
     _check_count("--images", args.images, 0)
+    _check_outputs(args, [args.results], args.dataset)
     judged, classes = load_judged(args.dataset, args.results)
     pictures = duplicate_pictures(
         judged, suppressed(judged, args.nms), classes, args.score, args.nms, args.images
@@ -125,6 +128,7 @@ def _duplicates(args: argparse.Namespace) -> None:
 
 def _errors(args: argparse.Namespace) -> None:
     _check_count("--count", args.count, 1)
+    _check_outputs(args, [args.results], args.dataset)
     judged, classes = load_judged(args.dataset, args.results)
     false = false_positives(judged, classes, args.count)
     missed = missed_objects(judged, classes, args.count)
@@ -139,6 +143,7 @@ def _errors(args: argparse.Namespace) -> None:
 
 
 def _curves(args: argparse.Namespace) -> None:
+    _check_outputs(args, args.runs)
     runs = load_runs(args.runs)
     picture = Picture(", ".join(runs), "From metrics.json.", figure_png(draw_curves(runs)))
     _save(args, "Curves", [picture])
@@ -155,7 +160,23 @@ _COMMANDS = {
 
 def _load(args: argparse.Namespace) -> tuple[CfgNode, Example]:
     cfg = trained_config(args)
+    dataset = args.dataset or next(iter(cfg.DATASETS.TEST), "")
+    _check_outputs(args, input_files(args, cfg), dataset)
     return cfg, load_example(cfg, args.dataset, args.image)
+
+
+def _check_outputs(
+    args: argparse.Namespace, inputs: Sequence[str | Path], dataset: str = ""
+) -> None:
+    """Refuse to write onto files that are read, images of the data set among them."""
+    folder = args.output.expanduser()
+    written = [folder / f"{args.command}.html", *folder.glob(f"{args.command}*.png")]
+    if dataset in DatasetCatalog.list() and any(path.exists() for path in written):
+        try:
+            inputs = [*inputs, *(record["file_name"] for record in DatasetCatalog.get(dataset))]
+        except FileNotFoundError:
+            pass  # which the command says when it reads the set
+    check_outputs(written, inputs, "--output")
 
 
 def _check_count(option: str, value: int, least: int) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from ..engine.reporting import reported
 from ..utils.errors import as_user_error
-from ..utils.files import replacing
+from ..utils.files import check_outputs, replacing
 from .reader import CheckpointError, check_weights, read_checkpoint
 from .release import convert_cvpods_state_dict
 
@@ -26,8 +26,9 @@ def convert(source: str, target: str, partial: bool = False) -> dict[str, torch.
 
     Raises:
         CheckpointError: ``source`` is damaged, or holds no such weights.
-        UserError: ``source`` cannot be opened, or ``target`` not be written.
+        UserError: ``source`` cannot be opened, or ``target`` not be written, or both are one file.
     """
+    check_outputs([target], [source], "OUT")
     with as_user_error(OSError, f"{source!r} cannot be read ({{}}); choose another file"):
         content = read_checkpoint(source)
     check_weights(content.get("model", content), source)

@@ -123,3 +123,12 @@ def test_no_half_of_a_file_is_forgotten(kind, tmp_path):
     text = json.dumps(content)[:-1] + f', "{key}": []}}'
     with pytest.raises(DatasetError, match=f"the key '{key}' stands twice"):
         read(text, tmp_path)
+
+
+def test_other_files_with_a_byte_order_mark_and_points(tmp_path):
+    line = {"ID": "a", "width": 8.0, "height": 9.0, "gtboxes": []}
+    (tmp_path / "a.odgt").write_text("\ufeff" + json.dumps(line), encoding="utf-8")
+    assert read_odgt(tmp_path / "a.odgt")[0].size == (8, 9)
+    entry = {"image_id": 7.0, "category_id": 1.0, "bbox": [0, 0, 2, 2], "score": 1}
+    (tmp_path / "r.json").write_text("\ufeff" + json.dumps([entry]), encoding="utf-8")
+    assert list(read_results(tmp_path / "r.json", [7])) == ["7"]

@@ -16,7 +16,7 @@ from helpers import ROOT
 from tiny_data import CONFIG, TINY_MODEL
 
 from defcn_d2.config.load import load_config
-from defcn_d2.demo import run
+from defcn_d2.demo import demo_command, run
 from defcn_d2.demo.inputs import find_images, output_files
 from defcn_d2.demo.overlay import draw_detections
 from defcn_d2.demo.window import Window
@@ -61,6 +61,44 @@ def test_missing_file(tmp_path, capsys):
     arguments = ["--input", tmp_path / "no.jpg", "--output", tmp_path / "out.jpg"]
     assert demo(*arguments) == 1
     assert "no.jpg' cannot be read" in capsys.readouterr().err
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    """A folder of two pictures, beside it links to it and to the first; no model is loaded."""
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "photos" / name)
+    os.symlink("photos", tmp_path / "link")
+    os.link(tmp_path / "photos" / "a.png", tmp_path / "hard.png")
+    monkeypatch.setattr(demo_command, "Predictor", lambda cfg: pytest.fail("a model is loaded"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments, option",
+    [
+        ("--input photos --output photos", "--output"),
+        ("--input photos --output link", "--output"),
+        ("--input photos/a.png --output photos", "--output"),
+        ("--input photos/a.png --output hard.png", "--output"),
+        ("--input hard.png --output ./photos/../photos/a.png", "--output"),
+        ("--input photos --json link/b.png", "--json"),
+        ("--input photos/a.png --json photos/a.png --output new", "--json"),
+        ("--input photos --output new --json new/a.png", "--json"),
+        ("--input photos --json c.yaml", "--json"),
+        ("--input photos --json model.pth", "--json"),
+    ],
+)
+def test_inputs_are_not_overwritten(photos, monkeypatch, capsys, arguments, option):
+    monkeypatch.chdir(photos)
+    Path("c.yaml").write_text(f"_BASE_: {CONFIG}\n")
+    Path("model.pth").write_bytes(b"weights")
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    cfg = ["--config-file", "c.yaml", "--weights", "model.pth"]
+    assert run([*cfg, *arguments.split()]) == 1
+    assert f"error: {option}" in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    assert after == before
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from demo_runs import demo
 
-from defcn_d2.demo.video import Frames, VideoWriter, open_source, output_file
+from defcn_d2.demo.video import Frames, VideoWriter, open_source
 from defcn_d2.utils.errors import UserError
 
 
@@ -196,6 +196,9 @@ def test_codecs_fall_back(tmp_path, monkeypatch):
     assert tried == ["avc1", "mp4v"]
 
 
-def test_input_is_not_overwritten(video):
-    with pytest.raises(UserError, match="is the input itself"):
-        output_file(str(video), str(video))
+@pytest.mark.parametrize("option", ["--output", "--json"])
+def test_a_video_is_not_overwritten(video, capsys, option):
+    content = video.read_bytes()
+    assert demo("--video-input", video, option, video) == 1
+    assert f"error: {option}: {str(video)!r} is an input itself" in capsys.readouterr().err
+    assert video.read_bytes() == content

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from demo_runs import tiny_weights
+from PIL import Image
 from tiny_data import CONFIG, TINY_MODEL, tiny_sets
 
 import defcn_d2
@@ -95,8 +96,6 @@ def test_names_of_own_data_from_a_config_object(weights, tmp_path):
 
 
 def test_exif_turns_a_file_upright(tmp_path):
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.fromarray(noise(40, 80)).save(tmp_path / "turned.jpg", exif=exif)
@@ -130,6 +129,34 @@ def test_bad_paths_are_named_at_once(predictor, tmp_path):
 def test_bad_arrays(predictor, image, sentence):
     with pytest.raises(ValueError, match=sentence):
         predictor(image)
+
+
+def test_images_of_pillow(predictor, tmp_path):
+    """As of the file, whatever their mode; and turned upright."""
+    image = Image.fromarray(noise())
+    wide = Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) << 8) + 7)
+    for number, picture in enumerate([image, image.convert("L"), image.convert("P"), wide]):
+        picture.save(tmp_path / f"{number}.png")
+        expected = predictor(tmp_path / f"{number}.png")
+        assert len(expected) == 5
+        assert same(predictor(picture), expected) and same(predictor([picture])[0], expected)
+    assert same(predictor(image), predictor(noise()[:, :, ::-1]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    found = predictor(Image.open(tmp_path / "turned.jpg"))
+    assert found.image_size == (90, 60) and same(found, predictor(tmp_path / "turned.jpg"))
+    with pytest.raises(ValueError, match="mode 'F', floats of 32 bits"):
+        predictor(image.convert("F"))
+
+
+def test_weights_in_the_home_folder(weights, predictor, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model.pth").write_bytes(weights.read_bytes())
+    cfg = defcn_d2.get_config("shapes/POTO-3DMF-Aux", OPTS)
+    for config in (CONFIG, cfg):
+        found = defcn_d2.Predictor(config, "~/model.pth", opts=OPTS)
+        assert found.cfg.MODEL.WEIGHTS == str(tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize(

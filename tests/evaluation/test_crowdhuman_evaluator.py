@@ -187,6 +187,16 @@ def test_command_with_images_for_sizes(odgt, tmp_path, capsys):
     assert "6 of the 6 lines" in (error := capsys.readouterr().err) and "name the folder" in error
 
 
+def test_command_keeps_its_inputs(odgt, tmp_path, capsys):
+    results = tmp_path / "results.json"
+    results.write_bytes(dump_results(detections(odgt)))
+    for path in (odgt, results):
+        content = path.read_bytes()
+        assert main([str(odgt), str(results), "--output", str(path)]) == 1
+        assert f"error: --output: {str(path)!r} is an input itself" in capsys.readouterr().err
+        assert path.read_bytes() == content
+
+
 def test_command_errors(odgt, tmp_path, capsys):
     results = tmp_path / "results.json"
     results.write_text("[]")

@@ -351,6 +351,21 @@ def test_unknown_format(capsys):
     assert "invalid choice: 'caffe'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["model.pth", "link.pth", "c.yaml", "a.png"])
+def test_inputs_are_not_overwritten(tmp_path, monkeypatch, capsys, output):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(f"_BASE_: {CONFIG}\n")
+    for name in ("model.pth", "a.png"):
+        Path(name).write_bytes(b"anything")
+    os.symlink("model.pth", "link.pth")
+    content = Path(output).read_bytes()
+    inputs = ["--config-file", "c.yaml", "--weights", "model.pth", "--images", "."]
+    monkeypatch.setattr(command_line, "Predictor", lambda *_, **__: pytest.fail("model is loaded"))
+    assert export.run([*inputs, "--format", "exported", "--output", output]) == 1
+    assert f"error: --output: {output!r} is an input itself" in capsys.readouterr().err
+    assert Path(output).read_bytes() == content
+
+
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
 def test_missing_packages_are_named(missing, monkeypatch):
     real = builtins.__import__

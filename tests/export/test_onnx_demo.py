@@ -134,6 +134,9 @@ def test_video(trained, tmp_path, capsys):
     assert "in.avi: 3 frames, see" in capsys.readouterr().out
     assert os.listdir(tmp_path / "out") == ["in.mp4"]
     assert sum(1 for _ in onnx_demo.frames_of(str(tmp_path / "out" / "in.mp4"))) == 3
+    os.rename(tmp_path / "in.avi", tmp_path / "camera.MTS")
+    assert onnx_demo.main([*model, "--input", str(tmp_path / "camera.MTS"), *arguments[2:]]) == 0
+    assert "camera.MTS: 3 frames" in capsys.readouterr().out
     numbers = {entry["image_id"] for entry in json.loads((tmp_path / "a.json").read_text())}
     assert numbers == {0, 1, 2}
 
@@ -182,3 +185,31 @@ def test_foreign_model(tmp_path, capsys):
     arguments = ["--model", str(tmp_path / "x.onnx"), "--input", "a.png", "--output", "out"]
     assert onnx_demo.main(arguments) == 1
     assert "is not of tools/export.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, option",
+    [
+        ("--input photos --output photos", "--output"),
+        ("--input photos --output link", "--output"),
+        ("--input photos/a.png --output hard.png", "--output"),
+        ("--input hard.png --json photos/a.png", "--json"),
+        ("--input photos --output new --json new/a.png", "--json"),
+        ("--input photos --json model.onnx", "--json"),
+        ("--input in.avi --output in.avi", "--output"),
+    ],
+)
+def test_inputs_are_not_overwritten(tmp_path, monkeypatch, capsys, arguments, option):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    cv2.imwrite("photos/a.png", np.zeros((9, 9, 3), np.uint8))
+    os.symlink("photos", "link")
+    os.link("photos/a.png", "hard.png")
+    for name in ("model.onnx", "in.avi"):
+        Path(name).write_text("anything")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(onnx_demo, "Detector", lambda *args: pytest.fail("a model is loaded"))
+    assert onnx_demo.main(["--model", "model.onnx", *arguments.split()]) == 1
+    assert f"error: {option}" in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before

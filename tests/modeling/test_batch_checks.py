@@ -177,6 +177,7 @@ def with_pixel(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor
         ({"image": with_pixel(math.nan)}, "has the pixel value nan; look for what"),
         ({"image": with_pixel(-math.inf)}, "has the pixel value -inf"),
         ({"image": with_pixel(math.inf, torch.float16)}, "has the pixel value inf"),
+        ({"image": with_pixel(1e300, torch.float64)}, r"has the pixel value 1e\+300"),
         ({"image": IMAGE, "height": 0}, "'height' of the output is 0; give 1 pixel or more"),
         ({"image": IMAGE, "width": None}, "'width' of the output is None; give 1 pixel or more"),
         ({"image": IMAGE, "width": math.inf}, "'width' of the output is inf"),
@@ -202,6 +203,33 @@ def test_no_image_at_all(model: nn.Module) -> None:
     with pytest.raises(BatchError, match="the batch is empty; give at least one image"):
         model.train()([])
     assert model.eval()([]) == []
+
+
+NUMBERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+NUMBERS += [torch.uint16, torch.uint32, torch.uint64]
+NUMBERS += [torch.float16, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+def test_any_type_of_number_gives_the_result_of_float32(dtype: torch.dtype) -> None:
+    model = build_model(tiny_cfg("MODEL.DEFCN.NUM_CLASSES", 3, "MODEL.DEFCN.TOPK_ONLY_TEST", True))
+    inputs = batch()
+    for x in inputs:  # whole numbers that all types have
+        x["image"] = torch.randint(128, IMAGE.shape, generator=torch.manual_seed(0)).float()
+    cast = [{**x, "image": x["image"].to(dtype)} for x in inputs]
+    model.train()
+    expected, losses = model(inputs), model(cast)
+    assert losses == expected
+    model.eval()
+    for ours, theirs in zip(model(cast), model(inputs), strict=True):
+        assert len(ours["instances"]) > 0
+        for name, value in ours["instances"].get_fields().items():
+            assert_equal(value, theirs["instances"].get(name))
+
+
+def assert_equal(value: object, other: object) -> None:
+    pair = [x.tensor if isinstance(x, Boxes) else x for x in (value, other)]
+    torch.testing.assert_close(*pair, rtol=0, atol=0)
 
 
 def test_large_pixels_are_no_infinity() -> None:

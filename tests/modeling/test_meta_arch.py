@@ -1,5 +1,11 @@
 """The whole detector: training on anything that is an image, and the way from cells to boxes."""
 
+import copy
+import io
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -448,3 +454,44 @@ def test_tiny_boxes_far_from_the_origin_keep_their_digits() -> None:
     union = areas[0] + areas[1] - inter
     expected = 1 - (inter / union - (hull - union) / hull)
     torch.testing.assert_close(giou_loss(boxes, gt_boxes).double(), expected, rtol=2e-6, atol=1e-7)
+
+
+def saved_and_loaded(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def detect(model: nn.Module, inputs: list[dict]) -> list[dict]:
+    with torch.no_grad():
+        return model(inputs)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        (),
+        ("MODEL.DEFCN.CHANNELS_LAST", True),
+        ("MODEL.DEFCN.COMPILE.ENABLED", True, "MODEL.DEFCN.COMPILE.BACKEND", "eager"),
+    ],
+)
+def test_models_that_are_copied_detect_the_same(opts: tuple) -> None:
+    model = small_model("MODEL.DEFCN.TOPK_ONLY_TEST", True, *opts).eval()
+    inputs = random_inputs([(64, 64), (50, 70)], [1, 2], NUM_CLASSES)
+    expected = detect(model, inputs)
+    copies = [saved_and_loaded(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for found in (detect(other, inputs) for other in copies):
+        for one, other in zip(found, expected, strict=True):
+            assert len(one["instances"]) > 0
+            assert_same_detections(one["instances"], other["instances"])
+    assert all(other.memory_format == model.memory_format for other in copies)
+
+
+def test_models_go_to_other_processes() -> None:
+    model = small_model("MODEL.DEFCN.TOPK_ONLY_TEST", True).eval()
+    inputs = random_inputs([(64, 64)], [1], NUM_CLASSES)
+    (expected,) = detect(model, inputs)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        (found,) = pool.submit(detect, model, inputs).result(timeout=300)
+    assert_same_detections(found["instances"], expected["instances"])

@@ -57,3 +57,14 @@ def test_all_commands_take_a_model_alike(command: str, model: list[str]) -> None
 def test_what_needs_a_trained_model_says_so(command: str) -> None:
     with pytest.raises(UserError, match="MODEL.WEIGHTS is empty: give a trained model, --weights"):
         trained_config(parsed(command))
+
+
+def test_paths_of_the_home_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = load_config("shapes/POTO", ["OUTPUT_DIR", "~/run", "MODEL.WEIGHTS", "~/w.pth"])
+    assert cfg.OUTPUT_DIR == str(tmp_path / "run")
+    assert cfg.MODEL.WEIGHTS == str(tmp_path / "w.pth")
+    (tmp_path / "c.yaml").write_text("OUTPUT_DIR: ~/run\n")
+    assert load_config("~/c.yaml").OUTPUT_DIR == str(tmp_path / "run")
+    address = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+    assert load_config("shapes/POTO", ["MODEL.WEIGHTS", address]).MODEL.WEIGHTS == address

@@ -1,6 +1,7 @@
 """``tools/visualize.py``: every command on a tiny model and data, and bad input reported."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from PIL import Image
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
 from defcn_d2.utils.errors import UserError
+from defcn_d2.visualization import example
 from defcn_d2.visualization.curves import draw_curves, load_runs
 from defcn_d2.visualization.judged import BACKGROUND, DUPLICATE, load_judged
 from defcn_d2.visualization.visualize_command import parse_arguments, run
@@ -256,3 +258,25 @@ def test_nothing_was_found(tmp_path, command):
     path.write_text("[]")
     assert visualize(tmp_path, command, "--dataset", "tiny_val", "--results", path) == 0
     assert Page(tmp_path / f"{command}.html").pictures
+
+
+def test_inputs_are_not_overwritten(weights, results, tmp_path, capsys, monkeypatch):
+    """Results, metrics and pictures of the data set, in the folder and by the name of an output."""
+    pictures = [record["file_name"] for record in DatasetCatalog.get("tiny_val")]
+    shutil.copy(results, tmp_path / "errors.png")
+    (tmp_path / "curves.html").write_text("{}")
+    os.symlink(pictures[0], tmp_path / "scores.png")
+    os.symlink(pictures[0], tmp_path / "duplicates_2.png")
+    monkeypatch.setattr(example, "Predictor", lambda cfg: pytest.fail("a model is loaded"))
+    before = {path: path.read_bytes() for path in [*tmp_path.iterdir(), Path(pictures[0])]}
+    commands = [
+        ["errors", "--dataset", "tiny_val", "--results", tmp_path / "errors.png"],
+        ["duplicates", "--dataset", "tiny_val", "--results", results],
+        ["curves", tmp_path / "curves.html"],
+        ["scores", *model_arguments(weights), "--opts", *OPTS],
+    ]
+    for command in commands:
+        arguments = [str(x) for x in command]
+        assert run([arguments[0], "--output", str(tmp_path), *arguments[1:]]) == 1
+        assert "is an input itself" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before

@@ -295,3 +295,15 @@ def test_last_checkpoint_names_a_file_only_once_it_is_there(
         checkpointer.save("second")
     assert (tmp_path / "last_checkpoint").read_text() == "first.pth"
     assert not (tmp_path / "second.pth").exists()
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_convert_checkpoint_keeps_its_input(tmp_path: Path, capsys: Any, link: Any) -> None:
+    source, other = tmp_path / "a.pth", tmp_path / "b.pth"
+    torch.save({"model": {"x": torch.zeros(1)}, "optimizer": 1}, source)
+    link(source, other)
+    content = source.read_bytes()
+    for target in (source, other):
+        assert convert.run([str(source), str(target)]) == 1
+        assert f"error: OUT: {str(target)!r} is an input itself" in capsys.readouterr().err
+        assert source.read_bytes() == other.read_bytes() == content

@@ -16,6 +16,9 @@ from .findings import Findings, Kind
 from .missing_files import missing_files
 
 _MISSING = Kind("images that are not there", "put them there or correct the folder of images")
+_BACKSLASH = Kind(
+    "images that are not there, whose names have backslashes", "write '/', which all systems take"
+)
 _NO_AREA = Kind("boxes without area in their image", "they are left out", fatal=False)
 _OUTSIDE = Kind(
     "boxes of which more than half lies outside their image",
@@ -37,7 +40,8 @@ def find_missing(images: Sequence[CocoImage], image_root: Path, findings: Findin
     files = [str(image_root / image.file_name) for image in images]
     try:
         os.listdir(image_root)
-        findings.add_all(_MISSING, missing_files(files, folders_may_miss=True), repr)
+        for file in missing_files(files, folders_may_miss=True):
+            findings.add(_BACKSLASH if "\\" in file and os.sep == "/" else _MISSING, repr(file))
     except OSError as error:
         raise DatasetError(
             f"the folder of images {str(error.filename)!r} cannot be read ({error.strerror}): put "

@@ -15,17 +15,17 @@ from tqdm import tqdm
 
 from ...utils.files import write_atomically
 from ..errors import DatasetError
+from ..image_reading import upright_size
 from ..json_fields import LIMIT, parse_json
 
 logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # width, height in pixels
-_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the image by a quarter
 _SHOWN = 5  # files named in an error
 
 
 def image_sizes(root: Path, names: Sequence[str], annotations: Path) -> dict[str, Size]:
-    """The sizes of the images ``names`` below ``root``, turned by EXIF as Detectron2 would.
+    """The sizes of the images ``names`` below ``root``, turned upright.
 
     They are remembered in a file beside ``annotations``, or in the user's cache folder where that
     cannot be written. Raises DatasetError, with the number of images and the first ones, where
@@ -54,13 +54,11 @@ def image_sizes(root: Path, names: Sequence[str], annotations: Path) -> dict[str
 def _size_or_reason(path: Path) -> Size | str:
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return upright_size(image)
     except FileNotFoundError:
         return "missing"
     except Exception as error:  # PIL raises many kinds for damaged and for hostile files
         return str(error) or type(error).__name__
-    return (height, width) if turned else (width, height)
 
 
 def _cache_files(root: Path, annotations: Path) -> list[Path]:

@@ -93,3 +93,14 @@ def test_missing_images(tmp_path):
     )
     with pytest.raises(DatasetError, match=f"the folder of images '{root}/none' cannot be read"):
         find_missing(images, root / "none", findings)
+
+
+def test_backslashes_get_a_hint(tmp_path):
+    _, root = write_set(tmp_path)
+    content = make_content()
+    content["images"][1]["file_name"] = "deep\\b.png"
+    findings = Findings()
+    find_missing(read_images(content["images"], findings), root, findings)
+    (sentence,) = findings.sentences(fatal=True)
+    assert "whose names have backslashes: 1, first" in sentence
+    assert sentence.endswith("write '/', which all systems take")
