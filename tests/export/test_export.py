@@ -297,6 +297,15 @@ def test_command_says_that_nms_remains(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "a.pt2").read_bytes())["nms_threshold"] == "0.6"
 
 
+def test_command_wants_a_whole_detector(weights, tmp_path, capsys):
+    content = torch.load(weights)["model"]
+    path = str(tmp_path / "backbone.pth")
+    torch.save({k: v for k, v in content.items() if k.startswith("backbone.")}, path)
+    assert run(path, "--format", "exported", "--output", tmp_path / "a.pt2") == 1
+    assert f"error: weights {path!r} give" in capsys.readouterr().err
+    assert not (tmp_path / "a.pt2").exists()
+
+
 def test_failed_verification_leaves_no_file(weights, tmp_path, capsys, monkeypatch):
     def broken(detector: DeployedDetector, properties: dict[str, str]) -> export.Artifact:
         return export.Artifact(b"x", lambda x: tuple(y + 1 for y in detector(x)), Counter())
