@@ -6,7 +6,6 @@ from collections.abc import Callable
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
-    COCOEvaluator,
     DatasetEvaluator,
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
@@ -14,6 +13,7 @@ from detectron2.evaluation import (
 
 from ..data.readers.own_data import own_data
 from ..evaluation.coco_json import OwnDataEvaluator
+from ..evaluation.coco_limit import LimitedCOCOEvaluator
 from ..evaluation.lvis import let_lvis_run
 from ..evaluation.nms_gap import NMSGapEvaluator
 from ..utils.errors import UserError, as_user_error
@@ -21,31 +21,31 @@ from ..utils.errors import UserError, as_user_error
 WITHOUT_NMS, WITH_NMS = "without_nms", "with_nms"
 
 
-def _coco(name: str, folder: str) -> DatasetEvaluator:
+def _coco(name: str, folder: str, limit: int) -> DatasetEvaluator:
     own = own_data(name)
     if own is not None:
-        return OwnDataEvaluator(own, folder)
-    # The fast implementation needs Detectron2's compiled code; pycocotools is the reference.
-    return COCOEvaluator(name, ("bbox",), output_dir=folder, use_fast_impl=False)
+        return OwnDataEvaluator(own, folder, limit)
+    return LimitedCOCOEvaluator(name, folder, limit)
 
 
-def _crowdhuman(name: str, folder: str) -> DatasetEvaluator:
+def _crowdhuman(name: str, folder: str, limit: int) -> DatasetEvaluator:
     from ..evaluation.crowdhuman import CrowdHumanEvaluator
 
     return CrowdHumanEvaluator(name, output_dir=folder)
 
 
-def _pascal_voc(name: str, folder: str) -> DatasetEvaluator:
+def _pascal_voc(name: str, folder: str, limit: int) -> DatasetEvaluator:
     return PascalVOCDetectionEvaluator(name)
 
 
-def _lvis(name: str, folder: str) -> DatasetEvaluator:
+def _lvis(name: str, folder: str, limit: int) -> DatasetEvaluator:
     with as_user_error(ImportError, f"data set {name!r}: {{}}; pip install lvis"):
         let_lvis_run()
         return LVISEvaluator(name, output_dir=folder)
 
 
-EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
+# Each takes the name of a data set, a folder for the predictions, and the limit on their number.
+EVALUATORS: dict[str, Callable[[str, str, int], DatasetEvaluator]] = {
     "coco": _coco,
     "crowdhuman": _crowdhuman,
     "lvis": _lvis,
@@ -64,14 +64,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         UserError: there is no evaluator of this type.
     """
     make = EVALUATORS[evaluator_type(dataset_name)]
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    folder, limit = os.path.join(cfg.OUTPUT_DIR, "inference"), cfg.TEST.DETECTIONS_PER_IMAGE
     if len(cfg.DATASETS.TEST) > 1:
         folder = os.path.join(folder, dataset_name)
     if not cfg.TEST.WITH_NMS:
-        return make(dataset_name, folder)
+        return make(dataset_name, folder, limit)
     return NMSGapEvaluator(
-        make(dataset_name, os.path.join(folder, WITHOUT_NMS)),
-        make(dataset_name, os.path.join(folder, WITH_NMS)),
+        make(dataset_name, os.path.join(folder, WITHOUT_NMS), limit),
+        make(dataset_name, os.path.join(folder, WITH_NMS), limit),
     )
 
 
