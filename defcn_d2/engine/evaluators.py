@@ -14,6 +14,7 @@ from detectron2.evaluation import (
 from ..data.readers.own_data import own_data
 from ..evaluation.coco_json import OwnDataEvaluator
 from ..evaluation.coco_limit import LimitedCOCOEvaluator
+from ..evaluation.crowdhuman_metrics import DUPLICATE_SCORES
 from ..evaluation.lvis import let_lvis_run
 from ..evaluation.nms_gap import NMSGapEvaluator
 from ..utils.errors import UserError, as_user_error
@@ -51,6 +52,35 @@ EVALUATORS: dict[str, Callable[[str, str, int], DatasetEvaluator]] = {
     "lvis": _lvis,
     "pascal_voc": _pascal_voc,
 }
+
+
+_COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+# The figures of boxes that each gives; COCO's has one of every class as well.
+_FIGURES = {
+    "coco": _COCO,
+    "crowdhuman": ("AP50", "mMR", "recall", "JI", "nms_gap", "nms_ceiling")
+    + tuple(f"duplicates_{score}" for score in DUPLICATE_SCORES),
+    "lvis": (*_COCO, "APr", "APc", "APf"),
+    "pascal_voc": ("AP", "AP50", "AP75"),
+}
+
+
+def metric_names(cfg: CfgNode) -> list[str] | None:
+    """Names of the metrics that evaluations give, such as "bbox/AP-cat".
+
+    None where they are not known: an evaluator of another project, or classes that are known only
+    when the data set is loaded.
+    """
+    names = ["nms_gap"] if cfg.TEST.WITH_NMS else []
+    for dataset in cfg.DATASETS.TEST:
+        kind, classes = evaluator_type(dataset), MetadataCatalog.get(dataset).get("thing_classes")
+        if kind not in _FIGURES or kind == "coco" and classes is None:
+            return None
+        own = [f"AP-{name}" for name in classes] if kind == "coco" and len(classes) > 1 else []
+        prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
+        for task in ("bbox", "bbox_nms") if cfg.TEST.WITH_NMS else ("bbox",):
+            names += [f"{prefix}{task}/{figure}" for figure in (*_FIGURES[kind], *own)]
+    return names
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -19,7 +19,7 @@ from ..utils.errors import UserError, as_user_error, did_you_mean
 from .cluster.distributed import Torchrun
 from .cluster.scaling import scale_to_workers
 from .datasets import check_classes, check_names
-from .evaluators import evaluator_type
+from .evaluators import evaluator_type, metric_names
 from .mixed_precision import check_precision
 
 logger = logging.getLogger(__name__)
@@ -162,6 +162,15 @@ def _check_values(cfg: CfgNode, eval_only: bool) -> None:
         check_rules(cfg, EVALUATION_RULES)
         if not eval_only:
             check_training_config(cfg)
+            _check_best(cfg)
+
+
+def _check_best(cfg: CfgNode) -> None:
+    metric = cfg.SOLVER.CHECKPOINT_BEST.removeprefix("-")
+    names = metric_names(cfg) if metric else None
+    if names is not None and metric not in names:
+        near = did_you_mean(metric, names)
+        raise ConfigError(f"SOLVER.CHECKPOINT_BEST: there is no metric {metric!r}; {near}")
 
 
 def _check_batch(cfg: CfgNode, processes: int) -> None:
