@@ -44,6 +44,8 @@ from .optimizer import build_optimizer
 from .seeds import StepSeeds, seed_of_run
 from .throughput import MetricPrinter, Throughput
 
+logger = logging.getLogger(__name__)
+
 # Detectron2 v0.5 leaves the optimizer out of its checkpoints.
 _SAVES_OPTIMIZER = "state_dict" in vars(DefaultTrainer)
 
@@ -111,6 +113,13 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
         solver = cfg.SOLVER
+        if solver.WARMUP_ITERS >= solver.MAX_ITER and solver.WARMUP_FACTOR < 1:
+            logger.warning(
+                "SOLVER.WARMUP_ITERS is %d, but the training ends after SOLVER.MAX_ITER %d: the "
+                "learning rate never reaches SOLVER.BASE_LR, and little or nothing is learnt; set "
+                "SOLVER.WARMUP_ITERS %d",
+                *(solver.WARMUP_ITERS, solver.MAX_ITER, solver.MAX_ITER // 10),
+            )
         message = (
             f"SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r} with MAX_ITER "
             f"{solver.MAX_ITER} and STEPS {tuple(solver.STEPS)} gives no schedule: {{}}"
