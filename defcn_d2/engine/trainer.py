@@ -41,6 +41,7 @@ from .hooks import Progress, TrainingTime
 from .mixed_precision import build_step_trainer
 from .nonfinite import NonFiniteLoss, write_dump
 from .optimizer import build_optimizer
+from .resuming import SETTINGS_KEY, check_settings, optimizer_settings
 from .seeds import StepSeeds, seed_of_run
 from .throughput import MetricPrinter, Throughput
 
@@ -67,6 +68,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)  # not DefaultTrainer's, which knows CUDA devices only
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        self._settings = optimizer_settings(cfg)  # not scaled, as the processes may be others
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.preemption = preemption or Preemption()
         self.seed = seed_of_run(cfg)
@@ -250,12 +252,13 @@ class Trainer(DefaultTrainer):
         super().before_train()
 
     def state_dict(self) -> dict[str, Any]:
-        state = {**super().state_dict(), "seed": self.seed}
+        state = {**super().state_dict(), "seed": self.seed, SETTINGS_KEY: self._settings}
         if not _SAVES_OPTIMIZER:
             state["_trainer"] = self._trainer.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_settings(self._settings, state_dict.get(SETTINGS_KEY))
         super().load_state_dict(state_dict)
         if self.cfg.SEED < 0:
             self.seed = state_dict.get("seed", self.seed)

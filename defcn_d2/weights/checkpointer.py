@@ -37,6 +37,16 @@ _EMA_KEY = "ema"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
+def last_checkpoint(folder: str) -> str:
+    """Path of the file that ``last_checkpoint`` of a folder names; "" where there is none."""
+    try:
+        with open(os.path.join(folder, "last_checkpoint"), "rb") as file:
+            name = file.read(4096).decode(errors="replace").strip()
+    except OSError:
+        return ""
+    return os.path.join(folder, os.path.basename(name))
+
+
 class Unreadable(CheckpointError):
     """A damaged file."""
 
@@ -149,12 +159,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         """Path of the file that ``last_checkpoint`` names; always one of ``save_dir``."""
         if "://" in self.save_dir:
             return str(super().get_checkpoint_file())
-        try:
-            with open(os.path.join(self.save_dir, "last_checkpoint"), "rb") as file:
-                name = file.read(4096).decode(errors="replace").strip()
-        except OSError:
-            return ""
-        return os.path.join(self.save_dir, os.path.basename(name))
+        return last_checkpoint(self.save_dir)
 
     def last_name(self) -> str:
         """The name in ``last_checkpoint`` without its suffix; "" if there is none."""
