@@ -10,21 +10,21 @@ from ..utils.errors import UserError
 
 #: Key of ``optimizer_settings`` in the trainer's part of a checkpoint.
 SETTINGS_KEY = "optimizer_settings"
-# The keys of Detectron2 that may be None, with what that stands for.
-_DEFAULTS = {"WEIGHT_DECAY_NORM": "WEIGHT_DECAY", "WEIGHT_DECAY_BIAS": "WEIGHT_DECAY"}
+_NAMES = ("OPTIMIZER", "BASE_LR", "WEIGHT_DECAY")
+# Those that may be None, which stands for the value beside them.
+_OPTIONAL = {"WEIGHT_DECAY_NORM": "WEIGHT_DECAY", "WEIGHT_DECAY_BIAS": "WEIGHT_DECAY"}
 
 
 def optimizer_settings(cfg: CfgNode) -> dict[str, Any]:
     """The values of a config that an optimizer keeps in its state, by key."""
     solver = cfg.SOLVER
-    names = ["OPTIMIZER", "BASE_LR", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"]
-    names += ["MOMENTUM", "NESTEROV"] if solver.OPTIMIZER == "SGD" else []
-    settings = {
-        f"SOLVER.{name}": solver[_DEFAULTS[name]] if solver[name] is None else solver[name]
-        for name in names
-    }
-    settings["SOLVER.BIAS_LR_FACTOR"] = solver.BIAS_LR_FACTOR or 1.0
-    return settings
+    own = ("MOMENTUM", "NESTEROV") if solver.OPTIMIZER == "SGD" else ()
+    values = {name: solver[name] for name in (*_NAMES, *own)}
+    for name, other in _OPTIONAL.items():
+        values[name] = solver[other] if solver[name] is None else solver[name]
+    factor = solver.BIAS_LR_FACTOR
+    values["BIAS_LR_FACTOR"] = 1.0 if factor is None else factor
+    return {f"SOLVER.{name}": value for name, value in values.items()}
 
 
 def settings_of(path: str) -> dict[str, Any] | None:
