@@ -153,7 +153,7 @@ def predictions_checked(model: Any) -> Iterator[list[int]]:
 
     def checked(images: Tensor) -> Any:
         priors, sets = predict_all(images)
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for name, predictions in sets.items():
             fields = {**vars(predictions), **predictions.extra}
             prefix = "" if name == "main" else f"{name}."

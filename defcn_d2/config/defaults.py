@@ -157,6 +157,8 @@ def _add_data_config(cfg: CN) -> None:
     node.VAL.IMAGES = ""
     # Names of the classes by ascending category id; [] is set to those of the file.
     node.CLASSES = []
+    # Their category ids, which results are written with; [] is set to those of the file.
+    node.CATEGORY_IDS = []
     # Further boxes of the objects: "visible" makes gt_visible_boxes of the keys visible_bbox.
     cfg.DATASETS.EXTRA_BOXES = []
 

@@ -45,6 +45,7 @@ def register_shapes(
         json_file=str(figures.annotations),
         image_root=str(figures.images),
         thing_classes=list(SHAPES_CLASSES),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(SHAPES_CLASSES))},
         evaluator_type="coco",
     )
 

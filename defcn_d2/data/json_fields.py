@@ -62,14 +62,14 @@ def field(value: Any, name: str, kind: type | tuple[type, ...]) -> Any:
         found = [key if key.isidentifier() else repr(key) for key in list(value)[:10]]
         keys = f" (its keys: {', '.join(found)})" if value else ""
         raise ValueError(f"{name!r} is missing{keys}")
-    found = value[name]
-    if isinstance(found, float) and found.is_integer():
-        found = int(found)
-    if not isinstance(found, kind) or isinstance(found, bool):
+    given = value[name]
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
+    if not isinstance(given, kind) or isinstance(given, bool):
         raise ValueError(f"{name!r} must be {_NAMES[kind]}, got {short_repr(value[name])}")
-    if isinstance(found, str) and not _is_text(found):
-        raise ValueError(f"{name!r} has a character that no file can hold, {short_repr(found)}")
-    return found
+    if isinstance(given, str) and not _is_text(given):
+        raise ValueError(f"{name!r} has a character that no file can hold, {short_repr(given)}")
+    return given
 
 
 def _is_text(value: str) -> bool:

@@ -1,15 +1,17 @@
 """Detections in COCO's results format, beside the drawings."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, Metadata
+from detectron2.data import Metadata
 from detectron2.structures import Instances
 
 from ..data import DatasetError
-from ..utils.errors import UserError
+from ..data.category_ids import category_ids
+from ..utils.errors import UserError, as_user_error
 from ..utils.files import write_atomically
 from ..utils.printable import printable
 from .inputs import make_folder
@@ -20,7 +22,7 @@ class Results:
 
     An entry has ``image_id``, ``file_name``, ``category_id``, ``bbox`` (x, y, width, height in
     pixels) and ``score``. Categories are those of the annotation file that the model was trained
-    on, where they are known; else the model's own numbers, from 0.
+    on; where no data set is known, the model's own numbers, from 0, which is printed.
     """
 
     def __init__(self, path: Path, metadata: Metadata):
@@ -29,13 +31,20 @@ class Results:
             path: its folder is made.
 
         Raises:
-            UserError: it cannot be a file.
+            UserError: it cannot be a file, or the file of the categories is not there.
         """
         self.path = path.expanduser()
         if self.path.is_dir():
             raise UserError(f"--json {str(path)!r} is a folder: give a file")
         make_folder(self.path.parent, "--json")
-        self._categories = _categories(metadata)
+        with as_user_error(DatasetError, "--json: {}"):
+            self._categories = category_ids(metadata)
+        if not self._categories:
+            print(
+                "--json: category_id is the model's number of the class, from 0, as the config "
+                "names no data set with category ids",
+                file=sys.stderr,
+            )
         self._entries: list[dict[str, Any]] = []
 
     def add(self, image_id: int | str, file_name: str, found: Instances) -> None:
@@ -59,17 +68,6 @@ class Results:
         except OSError as error:
             raise UserError(f"cannot write --json {str(self.path)!r} ({error.strerror})") from error
         print(printable(f"{len(self._entries)} detections, see {self.path}"))
-
-
-def _categories(metadata: Metadata) -> dict[int, int]:
-    """The model's numbers of classes to those of the annotation file; empty if not known."""
-    key = "thing_dataset_id_to_contiguous_id"
-    if metadata.get(key) is None and metadata.name in DatasetCatalog.list():
-        try:
-            DatasetCatalog.get(metadata.name)  # some sets know their categories only when loaded
-        except (OSError, DatasetError):
-            pass  # not on this machine
-    return {number: category for category, number in (metadata.get(key) or {}).items()}
 
 
 def image_ids(files: Sequence[str]) -> list[int]:

@@ -47,7 +47,7 @@ class BestCheckpoint:
             logger.warning("%s is damaged: the next evaluation is the best so far", self.note)
 
     def consider(self, results: Mapping[str, Any], iteration: int) -> None:
-        """Save the model if no evaluation was better.
+        """Save the model if no evaluation was better; an evaluation without detections is passed.
 
         Args:
             results: of an evaluation; empty in all processes but the main one.
@@ -60,6 +60,12 @@ class BestCheckpoint:
         if not metrics:
             return
         if self.metric not in metrics:
+            group = self.metric.rpartition("/")[0]
+            values = [value for name, value in metrics.items() if name.startswith(group)]
+            if values and all(map(math.isnan, values)):
+                # without a detection there is no figure of a class
+                logger.info("%s has no number yet: nothing is detected", self.metric)
+                return
             near = did_you_mean(self.metric, metrics)
             raise UserError(f"SOLVER.CHECKPOINT_BEST: there is no metric {self.metric!r}; {near}")
         value = float(metrics[self.metric])

@@ -16,11 +16,13 @@ from ..data import DatasetError
 from ..data.readers.own_data import SPLITS, check_datasets
 from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, as_user_error, did_you_mean
+from ..weights.checkpointer import last_checkpoint
 from .cluster.distributed import Torchrun
 from .cluster.scaling import scale_to_workers
 from .datasets import check_classes, check_names
-from .evaluators import evaluator_type
+from .evaluators import evaluator_type, metric_names
 from .mixed_precision import check_precision
+from .resuming import check_settings, optimizer_settings, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +148,10 @@ def _check_channels(cfg: CfgNode) -> None:
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     path = cfg.MODEL.WEIGHTS
-    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+    last = last_checkpoint(cfg.OUTPUT_DIR) if args.resume else ""
+    if last:
+        if not args.eval_only:  # now, as config.yaml would have the new values else
+            check_settings(optimizer_settings(cfg), settings_of(last))
         return
     if not path and args.eval_only:
         raise UserError(
@@ -162,6 +167,15 @@ def _check_values(cfg: CfgNode, eval_only: bool) -> None:
         check_rules(cfg, EVALUATION_RULES)
         if not eval_only:
             check_training_config(cfg)
+            _check_best(cfg)
+
+
+def _check_best(cfg: CfgNode) -> None:
+    metric = cfg.SOLVER.CHECKPOINT_BEST.removeprefix("-")
+    names = metric_names(cfg) if metric else None
+    if names is not None and metric not in names:
+        near = did_you_mean(metric, names)
+        raise ConfigError(f"SOLVER.CHECKPOINT_BEST: there is no metric {metric!r}; {near}")
 
 
 def _check_batch(cfg: CfgNode, processes: int) -> None:

@@ -125,6 +125,7 @@ def _run(cfg: CfgNode, args: argparse.Namespace, preemption: Preemption) -> dict
         checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
+            complete=True,
             averaged=cfg.MODEL.EMA.ENABLED,
             may_run_code=cfg.MODEL.WEIGHTS_MAY_RUN_CODE,
         )

@@ -41,8 +41,11 @@ from .hooks import Progress, TrainingTime
 from .mixed_precision import build_step_trainer
 from .nonfinite import NonFiniteLoss, write_dump
 from .optimizer import build_optimizer
+from .resuming import SETTINGS_KEY, check_settings, optimizer_settings
 from .seeds import StepSeeds, seed_of_run
 from .throughput import MetricPrinter, Throughput
+
+logger = logging.getLogger(__name__)
 
 # Detectron2 v0.5 leaves the optimizer out of its checkpoints.
 _SAVES_OPTIMIZER = "state_dict" in vars(DefaultTrainer)
@@ -65,6 +68,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)  # not DefaultTrainer's, which knows CUDA devices only
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        self._settings = optimizer_settings(cfg)  # not scaled, as the processes may be others
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.preemption = preemption or Preemption()
         self.seed = seed_of_run(cfg)
@@ -111,6 +115,13 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
         solver = cfg.SOLVER
+        if solver.WARMUP_ITERS >= solver.MAX_ITER and solver.WARMUP_FACTOR < 1:
+            logger.warning(
+                "SOLVER.WARMUP_ITERS is %d, but the training ends after SOLVER.MAX_ITER %d: the "
+                "learning rate never reaches SOLVER.BASE_LR, and little or nothing is learnt; set "
+                "SOLVER.WARMUP_ITERS %d",
+                *(solver.WARMUP_ITERS, solver.MAX_ITER, solver.MAX_ITER // 10),
+            )
         message = (
             f"SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r} with MAX_ITER "
             f"{solver.MAX_ITER} and STEPS {tuple(solver.STEPS)} gives no schedule: {{}}"
@@ -241,12 +252,13 @@ class Trainer(DefaultTrainer):
         super().before_train()
 
     def state_dict(self) -> dict[str, Any]:
-        state = {**super().state_dict(), "seed": self.seed}
+        state = {**super().state_dict(), "seed": self.seed, SETTINGS_KEY: self._settings}
         if not _SAVES_OPTIMIZER:
             state["_trainer"] = self._trainer.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_settings(self._settings, state_dict.get(SETTINGS_KEY))
         super().load_state_dict(state_dict)
         if self.cfg.SEED < 0:
             self.seed = state_dict.get("seed", self.seed)

@@ -3,31 +3,31 @@
 import contextlib
 import io
 
-from detectron2.evaluation import COCOEvaluator
 from pycocotools.coco import COCO
 
 from ..data.readers.own_data import OwnData
+from .coco_limit import LimitedCOCOEvaluator
 
 
-class OwnDataEvaluator(COCOEvaluator):
+class OwnDataEvaluator(LimitedCOCOEvaluator):
     """``COCOEvaluator`` whose ground truth is what the check of the file has left.
 
     pycocotools reads every annotation as it stands, which fails without ``area`` or ``iscrowd``,
     counts boxes without area as never found, and takes what matches number 0 for a mistake.
     """
 
-    def __init__(self, data: OwnData, output_dir: str):
+    def __init__(self, data: OwnData, output_dir: str, limit: int = 100):
         """
         Args:
             data: registered with Detectron2.
             output_dir: folder for the predictions.
+            limit: ``TEST.DETECTIONS_PER_IMAGE``.
 
         Raises:
             DatasetError: the file is of no use.
         """
         checked = data.read()
-        # Detectron2's fast implementation needs its compiled code; pycocotools is the reference.
-        super().__init__(data.name, ("bbox",), output_dir=output_dir, use_fast_impl=False)
+        super().__init__(data.name, output_dir, limit)
         self._coco_api = COCO()
         self._coco_api.dataset = checked.ground_truth()
         with contextlib.redirect_stdout(io.StringIO()):

@@ -6,19 +6,25 @@ from detectron2.config import CfgNode
 
 import defcn_d2
 
+from ..data import DatasetError
+from ..data.category_ids import category_ids
 from ..engine.predictor import metadata_of
+from ..utils.errors import as_user_error
 from .detector import DeployedDetector
 
 
 def describe(cfg: CfgNode, detector: DeployedDetector) -> dict[str, str]:
     """Properties of the file; all but ``version`` and ``config`` are JSON values.
 
-    ``class_names`` (numbers where the names are not known), ``category_ids`` (those of the
-    annotation file, by class), ``strides``, ``input_format`` (order of the channels),
-    ``pixel_mean`` (the value for padding), ``size_divisibility``, ``min_size`` and ``max_size``
-    (sides that images are resized to for tests), ``resize`` ([height, width] inside the graph, or
-    null), ``topk``, ``precision``, ``nms_threshold`` (IoU of the class-wise NMS that remains to be
-    done, or null).
+    ``class_names`` (numbers where the names are not known), ``category_ids`` (those of the data
+    set, by class; numbers from 0 where the config names none), ``strides``, ``input_format``
+    (order of the channels), ``pixel_mean`` (the value for padding), ``size_divisibility``,
+    ``min_size`` and ``max_size`` (sides that images are resized to for tests), ``resize``
+    ([height, width] inside the graph, or null), ``topk``, ``precision``, ``nms_threshold`` (IoU of
+    the class-wise NMS that remains to be done, or null).
+
+    Raises:
+        UserError: the category ids stand in files that are not on this machine.
     """
     node = cfg.MODEL.DEFCN
     values = {
@@ -47,7 +53,7 @@ def class_names(cfg: CfgNode) -> list[str]:
 
 
 def _category_ids(cfg: CfgNode) -> list[int]:
-    mapping = metadata_of(cfg).get("thing_dataset_id_to_contiguous_id") or {}
-    ids = {number: category for category, number in mapping.items()}
+    with as_user_error(DatasetError, "{}"):
+        ids = category_ids(metadata_of(cfg))
     number = cfg.MODEL.DEFCN.NUM_CLASSES
     return [ids[index] for index in range(number)] if len(ids) == number else list(range(number))

@@ -14,7 +14,7 @@ from fvcore.common import checkpoint as fvcore_checkpoint
 from torch import nn
 
 from ..utils.files import replacing
-from .fit import check_fit
+from .fit import check_fit, check_loaded
 from .reader import (
     CheckpointError,
     UnsafeCheckpointError,
@@ -37,6 +37,16 @@ _EMA_KEY = "ema"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
+def last_checkpoint(folder: str) -> str:
+    """Path of the file that ``last_checkpoint`` of a folder names; "" where there is none."""
+    try:
+        with open(os.path.join(folder, "last_checkpoint"), "rb") as file:
+            name = file.read(4096).decode(errors="replace").strip()
+    except OSError:
+        return ""
+    return os.path.join(folder, os.path.basename(name))
+
+
 class Unreadable(CheckpointError):
     """A damaged file."""
 
@@ -53,7 +63,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
 
     ``load`` takes checkpoints of this project and of the original release alike. Weights of a
     whole detector must fit the model, all of them; weights of a backbone, and files with
-    ``{"partial": True}``, may leave a rest, which is logged.
+    ``{"partial": True}``, may leave a rest to a training, which is logged.
 
     A checkpoint of a run with ``MODEL.EMA.ENABLED`` holds the live weights under "model" and the
     averaged ones under "ema". A run that is resumed takes both. Everything else (MODEL.WEIGHTS,
@@ -68,6 +78,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         save_dir: str = "",
         *,
         may_run_code: bool = False,
+        complete: bool = False,
         averaged: bool = False,
         ema: WeightsEMA | None = None,
         keep: int = 0,
@@ -78,12 +89,14 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
             may_run_code: read ``.pkl`` files that hold more than arrays, tensors and plain
                 containers, which may run their authors' code; ``MODEL.WEIGHTS_MAY_RUN_CODE``.
                 Files of Detectron2's model zoo, by their addresses there, are always read.
+            complete: every parameter must come from the file, as it must outside training.
             averaged: use the averaged weights of files that have them; ``MODEL.EMA.ENABLED``.
             ema: the average that a training goes on with.
             keep: number of periodic checkpoints, 0: all; ``SOLVER.CHECKPOINT_KEEP``.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.may_run_code = may_run_code
+        self.complete = complete
         self.averaged = averaged
         self.ema = ema
         self.keep = keep
@@ -146,12 +159,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         """Path of the file that ``last_checkpoint`` names; always one of ``save_dir``."""
         if "://" in self.save_dir:
             return str(super().get_checkpoint_file())
-        try:
-            with open(os.path.join(self.save_dir, "last_checkpoint"), "rb") as file:
-                name = file.read(4096).decode(errors="replace").strip()
-        except OSError:
-            return ""
-        return os.path.join(self.save_dir, os.path.basename(name))
+        return last_checkpoint(self.save_dir)
 
     def last_name(self) -> str:
         """The name in ``last_checkpoint`` without its suffix; "" if there is none."""
@@ -208,6 +216,8 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
             CheckpointError: the file is not there or cannot be fetched; see ``read_checkpoint``;
                 the weights, or the state of what is trained with them, do not fit.
         """
+        if self.complete and not path:
+            raise CheckpointError("MODEL.WEIGHTS is empty: give the file of a trained model")
         if path and "://" not in path and not os.path.isfile(path):
             raise CheckpointError(
                 f"weights {path!r} do not exist; correct MODEL.WEIGHTS, or with --resume the file "
@@ -284,7 +294,10 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
             if not checkpoint.get("partial", False):
                 check_fit(weights, own, self._path, self.save_dir)
             checkpoint["model"] = weights
-        return super()._load_model(checkpoint)
+        incompatible = super()._load_model(checkpoint)
+        parameters = [name for name, _ in self.model.named_parameters()]
+        check_loaded(incompatible.missing_keys, parameters, self._path, self.complete)
+        return incompatible
 
     def _choose_average(self, checkpoint: dict[str, Any]) -> None:
         """Put the averaged weights under "model", where this is to have them."""
@@ -308,6 +321,7 @@ def load_weights(cfg: CfgNode, model: nn.Module) -> None:
     """
     checkpointer = Checkpointer(
         model,
+        complete=True,
         averaged=cfg.MODEL.EMA.ENABLED,
         may_run_code=cfg.MODEL.WEIGHTS_MAY_RUN_CODE,
     )

@@ -1,7 +1,7 @@
 """Weights of a detector against the model that is to have them, by names and shapes."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .reader import CheckpointError
@@ -47,6 +47,36 @@ def check_fit(
             "the file with tools/convert_checkpoint.py --partial. Not fitting:"
         )
         raise CheckpointError("\n".join([refusal, *_lines(misfits)]))
+
+
+def check_loaded(
+    missing: Collection[str], parameters: Collection[str], path: str, complete: bool
+) -> None:
+    """Refuse a file that leaves what it is loaded for to random numbers.
+
+    Args:
+        missing: names of the model's state that the file has not given.
+        parameters: names of the model's parameters.
+        path: of the file, for the message.
+        complete: all must come from the file; otherwise at least one parameter.
+
+    Raises:
+        CheckpointError: with the names that have no value, and the remedy.
+    """
+    given = [name for name in parameters if name not in missing]
+    left = [name for name in missing if not is_derived(name)]
+    if complete and left:
+        sentence = (
+            f"weights {path!r} give {len(given)} of {len(parameters)} parameters, and the model "
+            "would go on with random numbers for the rest: give the file of a whole detector and "
+            "the config that it was trained with. Not given:"
+        )
+        raise CheckpointError("\n".join([sentence, *_lines({"missing": left})]))
+    if parameters and not given:
+        raise CheckpointError(
+            f"weights {path!r} give none of the model's {len(parameters)} parameters: no name and "
+            "shape fits; choose another file, or set MODEL.WEIGHTS to '' to train from scratch"
+        )
 
 
 def _lines(misfits: Mapping[str, list[str]]) -> list[str]:

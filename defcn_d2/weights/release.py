@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # State that can be derived from the config: anchors, and pixel statistics.
-_DERIVED = re.compile(r"anchor_generator\.|pixel_(mean|std)$|.*\.num_batches_tracked$")
+_DERIVED = re.compile(r"(?:.*\.)?anchor_generator\.|pixel_(mean|std)$|.*\.num_batches_tracked$")
 
 
 def convert_cvpods_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from demo_runs import demo, picture, tiny_weights
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from helpers import ROOT
 from tiny_data import CONFIG, TINY_MODEL
@@ -216,13 +217,16 @@ def test_files_to_write(tmp_path):
         output_files(["a.jpg", "b.jpg"], str(tmp_path / "file"))
 
 
-def test_predictor_takes_images_as_training_does():
+def test_predictor_takes_images_as_training_does(tmp_path):
     """Grey and RGB models get grey and RGB images, resized to the shape for tests."""
     image = np.random.default_rng(0).integers(256, size=(50, 70, 3), dtype=np.uint8)
     grey = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[0.0]", "MODEL.PIXEL_STD", "[1.0]"]
     for opts, expected in (([], image[:, :, ::-1]), (["INPUT.FORMAT", "RGB"], image), (grey, None)):
-        weights_of = [] if expected is None else ["MODEL.WEIGHTS", tiny_weights()]
-        cfg = load_config(CONFIG, [*TINY_MODEL, *opts, *weights_of, "INPUT.MIN_SIZE_TEST", "50"])
+        opts = [*TINY_MODEL, *opts, "INPUT.MIN_SIZE_TEST", "50"]
+        weights = str(tmp_path / "grey.pth") if expected is None else tiny_weights()
+        if expected is None:
+            torch.save(build_model(load_config(CONFIG, opts)).state_dict(), weights)
+        cfg = load_config(CONFIG, [*opts, "MODEL.WEIGHTS", weights])
         predictor = Predictor(cfg)
         seen = []
         predictor.model.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args))
@@ -277,3 +281,16 @@ def test_cpu_is_told(tmp_path, monkeypatch, capsys):
         arguments = ["--config-file", CONFIG, "--input", source, *opts, *tail]
         assert run([*map(str, arguments)]) == 0
         assert capsys.readouterr().out.startswith(f"{line}{source}: ")
+
+
+@pytest.mark.parametrize("output", ["drawn.png", "found.json"])
+def test_weights_of_a_backbone_draw_nothing(output, tmp_path, capsys):
+    content = torch.load(tiny_weights())["model"]
+    weights = tmp_path / "backbone.pth"
+    torch.save({k: v for k, v in content.items() if k.startswith("backbone.")}, weights)
+    image, target = picture(tmp_path / "a.png"), tmp_path / output
+    option = "--json" if output.endswith("json") else "--output"
+    arguments = ["--config-file", CONFIG, "--input", str(image), option, str(target)]
+    assert run([*arguments, "--weights", str(weights), *TINY_MODEL]) == 1
+    assert f"error: weights '{weights}' give" in capsys.readouterr().err
+    assert not target.exists()

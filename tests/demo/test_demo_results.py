@@ -1,13 +1,15 @@
 """``demo/demo.py --json``."""
 
+import contextlib
 import json
 import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from demo_runs import FEW, demo, picture, tiny_weights
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS
@@ -24,6 +26,16 @@ def one_detection() -> Instances:
     found = Instances((4, 4), pred_boxes=Boxes(torch.tensor([[1.0, 0, 3, 2]])))
     found.scores, found.pred_classes = torch.tensor([0.5]), torch.tensor([3])
     return found
+
+
+@contextlib.contextmanager
+def registered(name: str, load: Callable[[], object]) -> Iterator[Metadata]:
+    DatasetCatalog.register(name, load)
+    try:
+        yield MetadataCatalog.get(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def test_json_of_images_is_what_coco_reads(tmp_path, capsys):
@@ -59,8 +71,9 @@ def test_image_ids():
     assert image_ids(["a/1.jpg", "b/x.png"]) == [0, 1]
 
 
-def test_categories_without_an_annotation_file(tmp_path):
+def test_categories_without_a_data_set(tmp_path, capsys):
     results = Results(tmp_path / "x.json", MetadataCatalog.get("__no_data_set"))
+    assert "category_id is the model's number of the class, from 0" in capsys.readouterr().err
     results.add(0, "a.jpg", one_detection())
     results.write()
     (entry,) = json.loads((tmp_path / "x.json").read_text())
@@ -68,24 +81,33 @@ def test_categories_without_an_annotation_file(tmp_path):
 
 
 def test_categories_that_are_known_when_their_set_is_loaded(tmp_path):
-    """The annotation files of some sets tell them, and may not be on this machine."""
+    """The annotation files of some sets hold them; where one is gone, nothing is guessed."""
     key = "thing_dataset_id_to_contiguous_id"
 
     def load_late() -> list:
         MetadataCatalog.get("tiny_late").set(**{key: {17: 0, 40: 3}})
         return []
 
-    loaders = {"tiny_late": load_late, "tiny_gone": lambda: open(tmp_path / "gone.json").read()}
-    for name, expected in (("tiny_late", 40), ("tiny_gone", 3)):
-        DatasetCatalog.register(name, loaders[name])
-        try:
-            results = Results(tmp_path / "x.json", MetadataCatalog.get(name))
-        finally:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-        results.add(0, "a.jpg", one_detection())
-        results.write()
-        assert json.loads((tmp_path / "x.json").read_text())[0]["category_id"] == expected
+    with registered("tiny_late", load_late) as metadata:
+        results = Results(tmp_path / "x.json", metadata)
+    results.add(0, "a.jpg", one_detection())
+    results.write()
+    assert json.loads((tmp_path / "x.json").read_text())[0]["category_id"] == 40
+    with (
+        registered("tiny_gone", lambda: open(tmp_path / "gone.json").read()) as metadata,
+        pytest.raises(UserError, match="--json: the category ids of .*'tiny_gone' are not known"),
+    ):
+        Results(tmp_path / "y.json", metadata)
+
+
+@pytest.mark.parametrize("kind", ["lvis", "crowdhuman"])
+def test_categories_of_sets_that_number_from_1(kind, tmp_path):
+    metadata = MetadataCatalog.get(f"tiny_{kind}_of_4")
+    metadata.set(evaluator_type=kind, thing_classes=list("abcd"))
+    results = Results(tmp_path / "x.json", metadata)
+    results.add(0, "a.jpg", one_detection())
+    results.write()
+    assert json.loads((tmp_path / "x.json").read_text())[0]["category_id"] == 4
 
 
 def test_results_that_cannot_be_written_are_told(tmp_path):

@@ -223,8 +223,8 @@ def test_evaluators_of_the_types_of_data(tiny, tmp_path):
 def test_predictions_of_two_sets_and_with_nms_have_own_folders(tiny, monkeypatch):
     made = []
 
-    def make(name, folder):
-        made.append((name, folder))
+    def make(name, folder, limit):
+        made.append((name, folder, limit))
         return COCOEvaluator(name, ("bbox",))
 
     monkeypatch.setitem(evaluators.EVALUATORS, "coco", make)
@@ -232,8 +232,8 @@ def test_predictions_of_two_sets_and_with_nms_have_own_folders(tiny, monkeypatch
     cfg = load_config(CONFIG, [*opts, "TEST.WITH_NMS", "True"])
     assert isinstance(evaluators.build_evaluator(cfg, "tiny_val"), NMSGapEvaluator)
     assert made == [
-        ("tiny_val", "out/inference/tiny_val/without_nms"),
-        ("tiny_val", "out/inference/tiny_val/with_nms"),
+        ("tiny_val", "out/inference/tiny_val/without_nms", 100),
+        ("tiny_val", "out/inference/tiny_val/with_nms", 100),
     ]
 
 

@@ -157,9 +157,19 @@ def test_the_lowest_may_be_the_best(tmp_path):
 def test_unknown_metric_and_no_evaluation(tmp_path):
     found = best(tmp_path, "bbox/Ap")
     found.consider({}, 1)  # of all processes but the main one
-    message = r"SOLVER.CHECKPOINT_BEST: there is no metric 'bbox/Ap'; did you mean 'bbox/AP'\?"
+    message = r"SOLVER.CHECKPOINT_BEST: there is no metric 'bbox/Ap'; .*did you mean 'bbox/AP'\?"
     with pytest.raises(UserError, match=message):
         evaluate(found, 1.0, 1)
+
+
+def test_no_detections_give_no_number_yet(tmp_path):
+    """COCO's evaluation has then no figures of single classes, and NaN for the others."""
+    found, nothing = best(tmp_path, "bbox/AP-red"), dict.fromkeys(["AP", "AP50"], float("nan"))
+    found.consider({"bbox": nothing}, 0)
+    found.consider({"bbox": nothing, "bbox_nms": nothing, "nms_gap": float("nan")}, 1)
+    assert found.best is None and names(tmp_path) == []
+    found.consider({"bbox": {"AP": 30.0, "AP50": 40.0, "AP-red": 20.0}}, 2)
+    assert found.best == 20 and names(tmp_path) == ["model_best.pth"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"metric": "bbox/AP"}', '{"value": 3}'])

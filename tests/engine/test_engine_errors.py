@@ -18,6 +18,7 @@ from defcn_d2.data import DatasetError
 from defcn_d2.engine import run
 from defcn_d2.engine import train_command as command_line
 from defcn_d2.engine.datasets import load_records
+from defcn_d2.engine.evaluators import metric_names
 from defcn_d2.engine.preflight import check
 from defcn_d2.engine.reporting import describe, reported
 from defcn_d2.engine.trainer import Trainer
@@ -98,6 +99,28 @@ def test_missing_config_file(tmp_path):
         load_config(__file__)
 
 
+BEST = ["TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_BEST"]
+
+
+@pytest.mark.parametrize(
+    "metric, opts",
+    [
+        ("bbox/AP-ellipse", []),
+        ("-bbox/APs", []),
+        ("bbox_nms/AP-ring", ["TEST.WITH_NMS", "True"]),
+        ("-nms_gap", ["TEST.WITH_NMS", "True"]),
+        ("tiny_val/bbox/AP", ["DATASETS.TEST", "('tiny_val', 'tiny_train')"]),
+        ("-bbox/duplicates_0.3", ["DATASETS.TEST", "('shapes_crowd_val',)"]),
+    ],
+)
+def test_metrics_that_there_are(metric, opts):
+    classes = ["MODEL.DEFCN.NUM_CLASSES", "1"] if "crowd" in str(opts) else []
+    names = metric_names(load_config(CONFIG, [*TINY_MODEL, *TINY_SETS, *opts, *classes]))
+    assert metric.removeprefix("-") in names
+    if not classes:
+        checked(*BEST, metric, *opts)
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -124,6 +147,9 @@ def test_missing_config_file(tmp_path):
         (["SOLVER.BASE_LR", "-0.1"], "SOLVER.BASE_LR is -0.1"),
         (["INPUT.FORMAT", "BRG"], "INPUT.FORMAT 'BRG' is unknown"),
         (["INPUT.FORMAT", "L"], "MODEL.PIXEL_MEAN has 3 numbers, but INPUT.FORMAT L has 1"),
+        ([*BEST, "bbox/AP-elipse"], "no metric 'bbox/AP-elipse'; did you mean 'bbox/AP-ellipse'"),
+        ([*BEST, "-bbox/APx"], "SOLVER.CHECKPOINT_BEST: there is no metric 'bbox/APx'; did you"),
+        ([*BEST, "bbox_nms/AP"], "there is no metric 'bbox_nms/AP'; did you mean"),
         (["--num-gpus=-1"], "--num-gpus is -1"),
         (["--machine-rank=1"], "--machine-rank is 1"),
     ],
@@ -184,6 +210,15 @@ def test_schedule_that_does_not_exist():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     with pytest.raises(UserError, match="'Cosine' with MAX_ITER 4"):
         Trainer.build_lr_scheduler(cfg, optimizer)
+
+
+@pytest.mark.parametrize("iterations, said", [(40, True), (100, True), (101, False)])
+def test_a_warm_up_that_the_training_does_not_outlast(iterations, said, caplog):
+    opts = ["SOLVER.MAX_ITER", str(iterations), "SOLVER.WARMUP_ITERS", "100"]
+    cfg = load_config(CONFIG, [*TINY_MODEL, *opts])
+    Trainer.build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], lr=0.1))
+    sentence = f"WARMUP_ITERS is 100, but the training ends after SOLVER.MAX_ITER {iterations}"
+    assert (sentence in caplog.text) is said
 
 
 def test_a_bug_is_not_taken_for_a_value():

@@ -14,7 +14,10 @@ from detectron2.engine import default_argument_parser
 from helpers import ROOT
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
+from defcn_d2.config.load import load_config
 from defcn_d2.engine import main, run
+from defcn_d2.engine.trainer import Trainer
+from defcn_d2.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,6 +66,43 @@ def test_train_resume_evaluate(tmp_path):
     assert train(tmp_path, "--resume", "SOLVER.MAX_ITER", "4", "TEST.WITH_NMS", "True") == 0
     again = metrics(tmp_path)[-1]
     assert (again["iteration"], again["bbox/AP"]) == (4, last["bbox/AP"])
+
+
+def test_what_a_resumed_run_cannot_change_is_named(tmp_path, capsys):
+    few = ("SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()")
+    assert train(tmp_path, *few) == 0
+    config, log = ((tmp_path / name).read_bytes() for name in ("config.yaml", "log.txt"))
+    rate = load_config(CONFIG).SOLVER.BASE_LR
+    for key, value, was in (
+        ("SOLVER.BASE_LR", "1e-5", f"is 1e-05, but was {rate}"),
+        ("SOLVER.WEIGHT_DECAY", "0.5", "is 0.5, but was "),
+        ("SOLVER.OPTIMIZER", "SGD", "is 'SGD', but was 'AdamW'"),
+    ):
+        capsys.readouterr()
+        assert train(tmp_path, "--resume", *few, key, value) == 1
+        assert f"{key} {was}" in capsys.readouterr().err
+    # what was used
+    assert (tmp_path / "config.yaml").read_bytes() == config
+    assert (tmp_path / "log.txt").read_bytes() == log
+    # what can change
+    clip = [
+        "SOLVER.CLIP_GRADIENTS.ENABLED",
+        "True",
+        "SOLVER.GAMMA",
+        "0.5",
+        "SOLVER.MOMENTUM",
+        "0.1",
+    ]
+    assert train(tmp_path, "--resume", *few, "SOLVER.MAX_ITER", "2", *clip) == 0
+    assert "GAMMA: 0.5" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_trainer_of_another_program_is_checked_too(tmp_path):
+    few = ("SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()")
+    assert train(tmp_path, *few) == 0
+    opts = [*TINY_MODEL, *TINY_SETS, *few, "OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", "1e-5"]
+    with pytest.raises(UserError, match="SOLVER.BASE_LR is 1e-05, but was"):
+        Trainer(load_config(CONFIG, opts)).resume_or_load()
 
 
 def test_eval_only_gives_what_training_gave(tmp_path):

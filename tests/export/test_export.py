@@ -16,12 +16,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from coco_files import write_set
 from detectron2.modeling import build_model
 from helpers import ROOT, make_cfg
 from tiny_data import CONFIG, TINY_MODEL
 from torch import nn
 
 from defcn_d2 import export
+from defcn_d2.config.load import load_config
 from defcn_d2.export import artifacts, onnx_graph, verification
 from defcn_d2.export import export_command as command_line
 from defcn_d2.export.detector import DeployedDetector, GridPriors
@@ -295,6 +297,41 @@ def test_command_says_that_nms_remains(tmp_path, capsys, monkeypatch):
     output = capsys.readouterr().out
     assert "NMS remains to be done" in output and "the 1000 best candidates" in output
     assert json.loads((tmp_path / "a.pt2").read_bytes())["nms_threshold"] == "0.6"
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [3, 20]])
+def test_category_ids_are_those_of_the_data(ids, tmp_path):
+    """Also those with gaps, from the config alone: the annotations of the training are gone."""
+    content = {
+        "images": [{"id": 5, "file_name": "a.png", "width": 64, "height": 48}],
+        "categories": [{"id": i, "name": f"class {i}"} for i in ids],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": ids[1], "bbox": [4, 6, 20, 30]}],
+    }
+    annotations, images = write_set(tmp_path, content)
+    where = "DATASETS.REGISTER.TRAIN"
+    opts = [*TINY_MODEL, f"{where}.ANNOTATIONS", str(annotations), f"{where}.IMAGES", str(images)]
+    config = tmp_path / "config.yaml"
+    config.write_text(load_config(CONFIG, opts).dump())
+    annotations.unlink()
+    cfg = load_config(str(config))
+    properties = export.describe(cfg, DeployedDetector(build_model(cfg), 7))
+    assert json.loads(properties["category_ids"]) == ids
+
+
+def test_category_ids_of_shapes():
+    """Of a set that is only drawn when it is asked for."""
+    cfg = load_config(CONFIG, TINY_MODEL)
+    properties = export.describe(cfg, DeployedDetector(build_model(cfg), 7))
+    assert json.loads(properties["category_ids"]) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_command_wants_a_whole_detector(weights, tmp_path, capsys):
+    content = torch.load(weights)["model"]
+    path = str(tmp_path / "backbone.pth")
+    torch.save({k: v for k, v in content.items() if k.startswith("backbone.")}, path)
+    assert run(path, "--format", "exported", "--output", tmp_path / "a.pt2") == 1
+    assert f"error: weights {path!r} give" in capsys.readouterr().err
+    assert not (tmp_path / "a.pt2").exists()
 
 
 def test_failed_verification_leaves_no_file(weights, tmp_path, capsys, monkeypatch):

@@ -18,7 +18,7 @@ from torch import nn
 
 from defcn_d2.utils.files import replacing
 from defcn_d2.weights import convert
-from defcn_d2.weights.checkpointer import Checkpointer
+from defcn_d2.weights.checkpointer import Checkpointer, load_weights
 from defcn_d2.weights.reader import CheckpointError, read_checkpoint
 from defcn_d2.weights.release import convert_cvpods_state_dict
 
@@ -163,6 +163,49 @@ def test_weights_of_a_backbone_alone_load_as_in_detectron2(tmp_path: Path) -> No
     model = small_model("POTO-3DMF.yaml")
     Checkpointer(model).load(str(tmp_path / "backbone.pth"))
     assert equal(model.backbone.bottom_up, original.backbone.bottom_up)
+
+
+def write_start(path: Path, kind: str, model: nn.Module) -> str:
+    """A file that leaves parameters of the model, or all of them, without a value."""
+    own = model.state_dict()
+    weights = {
+        "no name": {f"other.{name}": value for name, value in own.items()},
+        "no shape": {k: torch.zeros(7, 1, 1, 1, 1) for k in own if k.startswith("backbone")},
+        "backbone": {name: value for name, value in own.items() if name.startswith("backbone")},
+        "partial": {k: v for k, v in own.items() if not k.startswith("head.cls_score")},
+    }[kind]
+    torch.save({"model": weights, **({"partial": True} if kind == "partial" else {})}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["no name", "no shape", "backbone", "partial"])
+def test_outside_training_every_parameter_comes_from_the_file(kind: str, tmp_path: Path) -> None:
+    cfg = make_cfg("POTO.yaml", *NARROW, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8)
+    cfg.MODEL.BACKBONE.NAME = "build_defcn_narrow_fpn_backbone"
+    model = build_model(cfg)
+    cfg.MODEL.WEIGHTS = write_start(tmp_path / "start.pth", kind, model)
+    with pytest.raises(CheckpointError, match="give .* parameters.* whole detector") as error:
+        load_weights(cfg, model)
+    assert cfg.MODEL.WEIGHTS in str(error.value) and "\n  missing: " in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["no name", "no shape", "backbone", "partial"])
+def test_a_training_starts_from_what_fits_if_anything_does(kind: str, tmp_path: Path) -> None:
+    model = small_model("POTO.yaml")
+    path = write_start(tmp_path / "start.pth", kind, model)
+    if kind in ("backbone", "partial"):
+        Checkpointer(model).resume_or_load(path, resume=False)
+    else:
+        with pytest.raises(CheckpointError, match="give none of the model's") as error:
+            Checkpointer(model).resume_or_load(path, resume=False)
+        assert path in str(error.value)
+
+
+def test_no_weights_are_no_start_of_an_evaluation() -> None:
+    model = nn.Linear(1, 1)
+    with pytest.raises(CheckpointError, match="MODEL.WEIGHTS is empty"):
+        Checkpointer(model, complete=True).resume_or_load("", resume=False)
+    Checkpointer(model).resume_or_load("", resume=False)
 
 
 def test_convert_checkpoint_writes_the_weights_alone(

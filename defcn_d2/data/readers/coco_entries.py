@@ -42,6 +42,10 @@ _UNKNOWN_CATEGORY = Kind(
     "annotations whose 'category_id' is not among the categories",
     "add the categories or remove the annotations",
 )
+_OTHER_TYPE = Kind(
+    "annotations whose 'image_id' is of another type than the ids of the images, as \"1\" for 1",
+    "write both alike",
+)
 # a part of a larger set often has the annotations of the whole
 _UNKNOWN_IMAGE = Kind(
     "annotations whose 'image_id' is not among the images", "they are left out", fatal=False
@@ -136,9 +140,15 @@ def read_boxes(
         lambda a: f"annotation {short_repr(a.id)} ({a.category_id})",
     )
     known = {image.id for image in images}
+    kinds = {type(id) for id in known}  # one at most: read_images leaves others out
+    findings.add_all(
+        _OTHER_TYPE,
+        (a for a in annotations if kinds and type(a.image_id) not in kinds),
+        lambda a: f"annotation {short_repr(a.id)} ({short_repr(a.image_id)})",
+    )
     findings.add_all(
         _UNKNOWN_IMAGE,
-        (a for a in annotations if a.image_id not in known),
+        (a for a in annotations if a.image_id not in known and type(a.image_id) in kinds),
         lambda a: f"annotation {short_repr(a.id)} ({short_repr(a.image_id)})",
     )
     return [a for a in annotations if a.image_id in known and a.category_id in categories]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import zlib
@@ -26,13 +27,15 @@ SPLITS = {"TRAIN": "TRAIN", "VAL": "TEST"}
 class OwnData:
     """A file in COCO's format and the folder of its images, as absolute paths.
 
-    ``classes`` are the names that it must have, in the order of its category ids; ``extra_boxes``
-    those of ``DATASETS.EXTRA_BOXES``.
+    ``classes`` are the names that it must have, in the order of its category ids, and
+    ``category_ids`` these, empty where they are not known yet; ``extra_boxes`` are the names of
+    ``DATASETS.EXTRA_BOXES``.
     """
 
     annotations: str
     image_root: str
     classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
     extra_boxes: tuple[str, ...]
 
     @property
@@ -59,9 +62,7 @@ class OwnData:
         data = self.read()
         for warning in data.warnings:
             log_first_n(logging.WARNING, f"{data.path}: {warning}", key="message")
-        MetadataCatalog.get(self.name).thing_dataset_id_to_contiguous_id = {
-            category: label for label, category in enumerate(data.categories)
-        }
+        _set_category_ids(self.name, data.categories)
         return data.records()
 
 
@@ -77,13 +78,15 @@ def register_datasets(cfg: CfgNode) -> None:
     """Register what ``DATASETS.REGISTER`` names; nothing happens where it names nothing.
 
     ``cfg`` is changed in place: ``DATASETS.TRAIN`` and ``DATASETS.TEST`` become these data sets
-    (none, where only the other is given), its numbers of classes and ``DATASETS.REGISTER.CLASSES``
-    those of the file, and the paths absolute. A config that has been through this, such as the
-    config.yaml of a training, gives the same again, without reading a file.
+    (none, where only the other is given), its numbers of classes and ``DATASETS.REGISTER``'s
+    ``CLASSES`` and ``CATEGORY_IDS`` those of the file, and the paths absolute. A config that has
+    been through this, such as the config.yaml of a training, gives the same again, without
+    reading a file.
 
     Raises:
-        DatasetError: a half of a pair is missing, or the classes are to be read from a file in
-            which the check of ``read_coco`` has found a fatal mistake.
+        DatasetError: a half of a pair is missing; ``CATEGORY_IDS`` are not one for each class,
+            ascending; or the classes are to be read from a file in which the check of
+            ``read_coco`` has found a fatal mistake.
     """
     node = cfg.DATASETS.REGISTER
     given = [split for split in SPLITS if _complete(node[split], split)]
@@ -94,8 +97,7 @@ def register_datasets(cfg: CfgNode) -> None:
             "DATASETS.REGISTER is for boxes alone, but MODEL.MASK_ON or MODEL.KEYPOINT_ON is True; "
             "set them False"
         )
-    if not node.CLASSES:
-        node.CLASSES = list(_read(cfg, given[0]).categories.values())
+    _complete_classes(cfg, given[0])
     for group in (cfg.MODEL.DEFCN, cfg.MODEL.RETINANET, cfg.MODEL.ROI_HEADS):
         group.NUM_CLASSES = len(node.CLASSES)
     for split, key in SPLITS.items():
@@ -136,10 +138,31 @@ def _complete(pair: CfgNode, split: str) -> bool:
     return bool(pair.ANNOTATIONS)
 
 
+def _complete_classes(cfg: CfgNode, split: str) -> None:
+    """Set the classes and their ids, where they are not given, to those of the file."""
+    node = cfg.DATASETS.REGISTER
+    if not node.CLASSES:
+        categories = _read(cfg, split).categories
+        node.CLASSES, node.CATEGORY_IDS = list(categories.values()), list(categories)
+    elif not node.CATEGORY_IDS:
+        with contextlib.suppress(DatasetError):  # not here, or of no use: drawing needs no ids
+            categories = _read(cfg, split).categories
+            if list(categories.values()) == list(node.CLASSES):
+                node.CATEGORY_IDS = list(categories)
+    ids = list(node.CATEGORY_IDS)
+    whole = all(isinstance(id, int) for id in ids)
+    if ids and not (whole and len(ids) == len(node.CLASSES) and ids == sorted(set(ids))):
+        raise DatasetError(
+            f"DATASETS.REGISTER.CATEGORY_IDS is {ids}, but must be an ascending whole number for "
+            f"each of the {len(node.CLASSES)} CLASSES; correct it, or set it to []"
+        )
+
+
 def _own_data(cfg: CfgNode, split: str) -> OwnData:
     node = cfg.DATASETS.REGISTER
     pair, names = node[split], extra_box_names(cfg)
-    return OwnData(pair.ANNOTATIONS, pair.IMAGES, tuple(node.CLASSES), names)
+    classes, category_ids = tuple(node.CLASSES), tuple(node.CATEGORY_IDS)
+    return OwnData(pair.ANNOTATIONS, pair.IMAGES, classes, category_ids, names)
 
 
 def _read(cfg: CfgNode, split: str) -> CocoData:
@@ -164,8 +187,19 @@ def _register(data: OwnData) -> str:
         thing_classes=list(data.classes),
         evaluator_type="coco",
     )
+    if data.category_ids:
+        _set_category_ids(data.name, data.category_ids)
     _registered[data.name] = data
     return data.name
+
+
+def _set_category_ids(name: str, category_ids: Iterable[int]) -> None:
+    metadata = MetadataCatalog.get(name)
+    # what is there already cannot be set to another value
+    metadata.__dict__.pop("thing_dataset_id_to_contiguous_id", None)
+    metadata.thing_dataset_id_to_contiguous_id = {
+        category: label for label, category in enumerate(category_ids)
+    }
 
 
 def _check_same_categories(train: CocoData, val: CocoData) -> None:

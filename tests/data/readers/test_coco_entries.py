@@ -104,6 +104,12 @@ DAMAGE = [  # list, index, what changes there (None: removed), sentence
         {"category_id": 0},
         "annotations whose 'category_id' is not among the categories: 1, first annotation 101 (0)",
     ),
+    (
+        "annotations",
+        1,
+        {"image_id": "31"},
+        'of another type than the ids of the images, as "1" for 1: 1, first annotation 101 (',
+    ),
 ]
 
 
@@ -140,6 +146,17 @@ def test_what_is_odd_but_makes_sense():
         "ids that several annotations have: 1, first 100",
         "annotations whose 'image_id' is not among the images: 1, first annotation 102 (99)",
     ]
+
+
+def test_ids_of_images_are_strings_and_those_of_some_annotations_are_not():
+    content = make_content()
+    for entry in content["images"]:
+        entry["id"] = str(entry["id"])
+    for entry in content["annotations"][1:]:
+        entry["image_id"] = str(entry["image_id"])
+    *_, (sentence,), odd = read(content)
+    assert "of another type than the ids of the images" in sentence and odd == []
+    assert "1, first annotation 100 (31)" in sentence
 
 
 @pytest.mark.parametrize("area", [-1, "9", True, float("nan"), float("inf"), [9], 10**400])

@@ -125,6 +125,8 @@ def test_written_config_needs_no_files(train, val, tmp_path):
     shutil.rmtree(train[0].parent)
     again = load_config(str(written))
     assert again.DATASETS == cfg.DATASETS and metadata_of(again).thing_classes == CLASSES
+    assert again.DATASETS.REGISTER.CATEGORY_IDS == [3, 7, 20]
+    assert metadata_of(again).thing_dataset_id_to_contiguous_id == {3: 0, 7: 1, 20: 2}
     check_datasets(again, ["VAL"])
     with pytest.raises(DatasetError, match="REGISTER.TRAIN: cannot read .* No such file"):
         check_datasets(again, ["TRAIN", "VAL"])
@@ -148,6 +150,23 @@ def test_other_categories(train, val, change, difference):
         check_datasets(cfg, ["TRAIN", "VAL"])
     message = f"categories of {train[0]} and {val[0]} differ, {difference}; give both files the"
     assert message in str(caught.value)
+
+
+def test_category_ids_beside_given_classes(train):
+    """A file of these classes says them; without one, a config from before them goes on."""
+    classes = ["DATASETS.REGISTER.CLASSES", str(CLASSES)]
+    cfg = load_config(CONFIG, [*pair("TRAIN", train), *classes])
+    assert cfg.DATASETS.REGISTER.CATEGORY_IDS == [3, 7, 20]
+    train[0].unlink()
+    cfg = load_config(CONFIG, [*pair("TRAIN", train), *classes])
+    assert cfg.DATASETS.REGISTER.CATEGORY_IDS == []
+
+
+@pytest.mark.parametrize("ids", ["[3, 7]", "[3, 20, 7]", "[3, 7, 7]", "[3, 7, '20']"])
+def test_category_ids_that_are_wrong(train, ids):
+    opts = ["DATASETS.REGISTER.CLASSES", str(CLASSES), "DATASETS.REGISTER.CATEGORY_IDS", ids]
+    with pytest.raises(UserError, match="CATEGORY_IDS is .* ascending whole number .* the 3 CLAS"):
+        load_config(CONFIG, [*pair("TRAIN", train), *opts])
 
 
 def test_classes_of_a_trained_model(train, val):

@@ -17,7 +17,6 @@ from detectron2.data.datasets import (
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import (
-    COCOEvaluator,
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
 )
@@ -28,6 +27,7 @@ from defcn_d2.config.load import load_config
 from defcn_d2.engine.datasets import load_records
 from defcn_d2.engine.evaluators import build_evaluator, evaluator_type
 from defcn_d2.engine.preflight import check
+from defcn_d2.evaluation.coco_limit import LimitedCOCOEvaluator
 from defcn_d2.evaluation.lvis import add_numpy_float
 from defcn_d2.utils.errors import UserError
 
@@ -166,5 +166,5 @@ def test_coco_is_evaluated_by_detectron2s(tmp_path, registered):
     register_coco_instances("tiny_coco_set", {}, str(path), str(root))
     cfg = load_config(CONFIG, ["MODEL.DEFCN.NUM_CLASSES", "3", "OUTPUT_DIR", str(tmp_path)])
     assert len(load_records(cfg, ["tiny_coco_set"], False)) == 4
-    assert type(build_evaluator(cfg, "tiny_coco_set")) is COCOEvaluator
+    assert type(build_evaluator(cfg, "tiny_coco_set")) is LimitedCOCOEvaluator
     assert perfect(build_evaluator(cfg, "tiny_coco_set"), "tiny_coco_set")["AP"] > 90
