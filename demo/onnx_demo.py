@@ -28,8 +28,10 @@ except ImportError as missing:
     sys.exit(f"error: {missing}; pip install onnxruntime numpy opencv-python")
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-VIDEOS = (".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg")
-VIDEOS += (".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv")
+VIDEOS = tuple(
+    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm "
+    ".wmv".split()
+)
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
 
 
