@@ -59,8 +59,8 @@ def field(value: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {short_repr(value)}")
     if name not in value:
-        found = [key if key.isidentifier() else repr(key) for key in list(value)[:10]]
-        keys = f" (its keys: {', '.join(found)})" if value else ""
+        known = [key if key.isidentifier() else repr(key) for key in list(value)[:10]]
+        keys = f" (its keys: {', '.join(known)})" if value else ""
         raise ValueError(f"{name!r} is missing{keys}")
     given = value[name]
     if isinstance(given, float) and given.is_integer():
