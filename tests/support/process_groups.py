@@ -22,6 +22,7 @@ from detectron2.utils import comm
 # Not defcn_d2: Python 3.11's server searches the installed packages alone. A member has sys.path,
 # and the working directory, of the process of the tests.
 multiprocessing.set_forkserver_preload(["torch.distributed", "detectron2.engine"])
+SERVER = multiprocessing.get_context("forkserver")
 
 
 def in_group(number: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:

@@ -1,7 +1,6 @@
 """Generated data sets: drawn whole or not at all, once, whoever asks for them at the same time."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import portalocker
+import process_groups
 import pytest
 
 import defcn_d2.data.synthetic.generation as generation
@@ -169,21 +169,32 @@ def wait_for(condition, seconds=30):
         time.sleep(0.01)
 
 
-def in_process(function):
-    process = multiprocessing.get_context("fork").Process(target=function)
+def drawn_slowly(folder, log):
+    """Draw the set, and write the index of every image into a file."""
+
+    def logged(split, seed, index):
+        with log.open("a") as file:
+            file.write(f"{index}\n")
+        return slow(split, seed, index)
+
+    globals()["draw"] = logged
+    GeneratedSet(RECIPE, folder, "train", COUNT).ensure()
+
+
+def in_process(folder):
+    arguments = (folder, folder / "drawn")
+    process = process_groups.SERVER.Process(target=drawn_slowly, args=arguments)
     process.start()
     return process
 
 
 @pytest.mark.parametrize("count", [None, 4])
-def test_killed_at_work_it_leaves_the_folder_beside_alone(tmp_path, expected, monkeypatch, count):
+def test_killed_at_work_it_leaves_the_folder_beside_alone(tmp_path, expected, count):
     made = GeneratedSet(RECIPE, tmp_path, "train")
     if count:
         GeneratedSet(RECIPE, tmp_path, "train", count).ensure()
     before = content(made)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[__name__], "draw", slow)
-        process = in_process(GeneratedSet(RECIPE, tmp_path, "train", COUNT).ensure)
+    process = in_process(tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("cheap/.train-*/new/images/*"))) > 5)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -192,17 +203,9 @@ def test_killed_at_work_it_leaves_the_folder_beside_alone(tmp_path, expected, mo
     assert content(made) == expected and beside(made) == []
 
 
-def test_of_several_processes_one_draws_and_the_others_wait(tmp_path, expected, monkeypatch):
+def test_of_several_processes_one_draws_and_the_others_wait(tmp_path, expected):
     made = GeneratedSet(RECIPE, tmp_path, "train")
-
-    def logged(split, seed, index):
-        with (tmp_path / "drawn").open("a") as file:
-            file.write(f"{index}\n")
-        return slow(split, seed, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[__name__], "draw", logged)
-        processes = [in_process(made.ensure) for _ in range(3)]
+    processes = [in_process(tmp_path) for _ in range(3)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
