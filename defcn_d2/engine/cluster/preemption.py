@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import active_children
+from multiprocessing import active_children, parent_process
 from types import FrameType
 from typing import Any
 
@@ -190,7 +190,7 @@ def outlive_signals(worker: int) -> None:
     wakeup = signal.set_wakeup_fd(-1)
     if wakeup >= 0:
         os.close(wakeup)
-    owner = os.getppid()
+    owner = getattr(parent_process(), "pid", None)  # os.getppid() may be that of a fork server
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # not Linux
