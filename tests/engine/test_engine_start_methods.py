@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,36 @@ if __name__ == "__main__":
     sys.exit(run(sys.argv[2:]))
 """
 
+KILLED = """
+import multiprocessing, os, signal, sys
+from torch.utils.data import DataLoader
+from defcn_d2.engine.cluster.preemption import outlive_signals
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    batches = iter(DataLoader(range(1000), num_workers=1, worker_init_fn=outlive_signals))
+    print(next(batches), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+METHODS = ["fork", "spawn", "forkserver"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_ends_when_its_process_is_killed(method: str, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(KILLED)
+    process = subprocess.run(  # reads to the end of the pipe, which the worker holds open, too
+        [sys.executable, script, method],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert process.stdout == "tensor([0])\n"
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_training_with_a_worker_ends(method: str, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)

@@ -191,7 +191,8 @@ def outlive_signals(worker: int) -> None:
     wakeup = signal.set_wakeup_fd(-1)
     if wakeup >= 0:
         os.close(wakeup)
-    owner = getattr(parent_process(), "pid", None)  # os.getppid() may be that of a fork server
+    owner = parent_process()  # os.getppid() may be that of a fork server, which outlives it
+    assert owner is not None
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -200,11 +201,16 @@ def outlive_signals(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def wait() -> None:
-        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != owner:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != owner.pid:
             pass
         os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+    def end_with_owner() -> None:
+        owner.join()
+        os._exit(1)
+
+    for watch in (wait, end_with_owner):  # threads have the mask of the one that starts them
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
