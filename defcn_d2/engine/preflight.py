@@ -58,6 +58,21 @@ def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = No
         check_datasets(cfg, ["VAL"] if args.eval_only else SPLITS)
 
 
+def warn_of_idle_keys(cfg: CfgNode) -> None:
+    """Log keys of Detectron2 that are set and do nothing."""
+    if cfg.TEST.AUG.ENABLED:
+        logger.warning(
+            "TEST.AUG.ENABLED True does nothing, as there is no test-time augmentation; "
+            "set it False"
+        )
+    if cfg.VIS_PERIOD and cfg.MODEL.META_ARCHITECTURE == "DeFCN":
+        logger.warning(
+            "VIS_PERIOD %d does nothing, as DeFCN draws nothing while it trains; set it to 0, and "
+            "see defcn-visualize for pictures",
+            cfg.VIS_PERIOD,
+        )
+
+
 def _check_machines(args: argparse.Namespace) -> None:
     if not 0 <= args.machine_rank < args.num_machines:
         raise UserError(

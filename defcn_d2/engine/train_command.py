@@ -24,7 +24,7 @@ from .cluster.preemption import Preemption, forwarding_signals
 from .cpu import use_cpu
 from .datasets import load_records
 from .logs import setup_logging
-from .preflight import check, uses_gpu
+from .preflight import check, uses_gpu, warn_of_idle_keys
 from .reporting import reported
 from .seeds import use_deterministic_operators
 from .trainer import Trainer
@@ -168,6 +168,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         args.config_file = find_config_file(args.config_file)  # for the log
     default_setup(cfg, args)
+    warn_of_idle_keys(cfg)
     if cfg.SOLVER.DETERMINISTIC:
         use_deterministic_operators()
     return cfg

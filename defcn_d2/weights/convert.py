@@ -5,6 +5,9 @@ holds the weights alone, without optimizer and iteration.
 """
 
 import argparse
+import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -14,12 +17,17 @@ from ..utils.files import check_outputs, replacing
 from .reader import CheckpointError, check_weights, read_checkpoint
 from .release import convert_cvpods_state_dict
 
+logger = logging.getLogger(__name__)
 
-def convert(source: str, target: str, partial: bool = False) -> dict[str, torch.Tensor]:
+
+def convert(
+    source: str, target: str, partial: bool = False, averaged: bool = False
+) -> dict[str, torch.Tensor]:
     """Write the weights of the file ``source`` to the file ``target``, under our names.
 
     Args:
         partial: mark them as a start for another model, which takes what fits.
+        averaged: take the averaged weights of a run with ``MODEL.EMA``, not the live ones.
 
     Returns:
         the weights.
@@ -31,7 +39,8 @@ def convert(source: str, target: str, partial: bool = False) -> dict[str, torch.
     check_outputs([target], [source], "OUT")
     with as_user_error(OSError, f"{source!r} cannot be read ({{}}); choose another file"):
         content = read_checkpoint(source)
-    check_weights(content.get("model", content), source)
+    content = {"model": _chosen(content, source, averaged)}
+    check_weights(content["model"], source)
     try:
         weights = convert_cvpods_state_dict(content)
     except ValueError as error:
@@ -42,6 +51,23 @@ def convert(source: str, target: str, partial: bool = False) -> dict[str, torch.
     ):
         torch.save({"model": weights, **({"partial": True} if partial else {})}, file)
     return weights
+
+
+def _chosen(content: Mapping[str, Any], source: str, averaged: bool) -> Any:
+    """The live or the averaged weights of a checkpoint; the latter in the dtypes of the former."""
+    live, average = content.get("model", content), content.get("ema")
+    if average is None:
+        if averaged:
+            raise CheckpointError(f"{source!r} holds no averaged weights; leave out --ema")
+        return live
+    if not averaged:
+        logger.warning(
+            "%r holds averaged weights (EMA) as well, by which its run was evaluated: these are "
+            "the live ones, --ema takes the averaged",
+            source,
+        )
+        return live
+    return {name: value.to(live[name].dtype) for name, value in average["weights"].items()}
 
 
 @reported
@@ -59,7 +85,12 @@ def run(argv: list[str] | None = None) -> None:
         help="mark the weights as a start for other models, which take what fits, e.g. to train "
         "for another number of classes",
     )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="take the averaged weights of a run with MODEL.EMA.ENABLED, not the live ones",
+    )
     args = parser.parse_args(argv)
-    weights = convert(args.source, args.target, args.partial)
+    weights = convert(args.source, args.target, args.partial, args.ema)
     size = sum(value.numel() for value in weights.values())
     print(f"{args.target}: {len(weights)} tensors, {size / 1e6:.1f} million numbers")

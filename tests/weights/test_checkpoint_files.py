@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import runpy
@@ -224,6 +225,30 @@ def test_convert_checkpoint_writes_the_weights_alone(
     model = small_model("POTO-3DMF.yaml")
     model.load_state_dict(content["model"], strict=True)
     assert equal(model, original)
+
+
+def test_convert_checkpoint_names_the_weights_that_it_takes(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The averaged ones are what the run was evaluated with; a plain file has none."""
+    source, target = str(tmp_path / "run.pth"), str(tmp_path / "plain.pth")
+    live = {"head.scale": torch.ones(2, dtype=torch.float16)}
+    average = {"updates": 3, "weights": {"head.scale": torch.full((2,), 0.5)}}
+    torch.save({"model": live, "ema": average}, source)
+    monkeypatch.setattr(logging.getLogger("defcn_d2"), "propagate", True)
+    assert convert.run([source, target]) == 0
+    assert torch.load(target)["model"]["head.scale"].tolist() == [1, 1]
+    assert "holds averaged weights (EMA) as well" in caplog.text and "--ema" in caplog.text
+    caplog.clear()
+    assert convert.run([source, target, "--ema"]) == 0
+    taken = torch.load(target)["model"]["head.scale"]
+    assert taken.tolist() == [0.5, 0.5] and taken.dtype == torch.float16
+    assert not caplog.text
+    assert convert.run([target, source, "--ema"]) == 1
+    assert "holds no averaged weights; leave out --ema" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
-from .coco_checks import check_unit, find_missing, lacking_boxes, useful_boxes
+from .coco_checks import add_crowds, check_unit, find_missing, lacking_boxes, useful_boxes
 from .coco_entries import CocoImage, parse, read_boxes, read_categories, read_images
 from .findings import Findings
 
@@ -163,8 +163,11 @@ def _read(
     boxes = np.array([entry.box for entry in entries], np.float64).reshape(-1, 4)
     check_unit(path, boxes, sizes[indices])
     useful = useful_boxes(boxes, sizes[indices], entries, findings)
+    crowd = np.array([entry.crowd for entry in entries], bool)
+    if not (useful & ~crowd).any():
+        add_crowds(entries, findings)
     warnings = findings.sentences(fatal=False)
-    if not useful.any():
+    if not (useful & ~crowd).any():
         raise DatasetError(". ".join([f"{path} has no boxes that are of use", *warnings]))
 
     # The boxes that are of use, as arrays.
@@ -178,7 +181,7 @@ def _read(
         sizes,
         boxes[useful],
         np.array(areas, np.float64)[useful],
-        np.array([entry.crowd for entry in entries], bool)[useful],
+        crowd[useful],
         np.array([classes[entry.category_id] for entry in entries], np.int64)[useful],
         indices[useful],
         [entry.extra_boxes for entry, kept in zip(entries, useful, strict=True) if kept],

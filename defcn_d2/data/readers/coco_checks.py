@@ -25,6 +25,12 @@ _OUTSIDE = Kind(
     "is 'bbox' x, y, width and height in pixels of the image?",
     fatal=False,
 )
+_CROWDS = Kind(
+    "boxes of groups of objects or of what is ignored ('iscrowd' or 'ignore' is 1), which nothing "
+    "is learned from",
+    "set both to 0 for single objects",
+    fatal=False,
+)
 _FEW = 10  # boxes, which may have any values by chance
 
 Floats = npt.NDArray[np.float64]
@@ -94,6 +100,12 @@ def useful_boxes(
     findings.add_all(_NO_AREA, np.flatnonzero(~useful), describe)
     findings.add_all(_OUTSIDE, np.flatnonzero(useful & (inside < 0.5 * whole)), describe)
     return useful
+
+
+def add_crowds(entries: Sequence[CocoBox], findings: Findings) -> None:
+    """Count the boxes that are no objects: the reason where a file has no others."""
+    crowds = (entry for entry in entries if entry.crowd)
+    findings.add_all(_CROWDS, crowds, lambda entry: f"annotation {entry.id!r}")
 
 
 def lacking_boxes(entries: Sequence[CocoBox], names: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """SIGTERM and SIGUSR1, which clusters send before they take a machine away.
 
 The first of them lets the step end, a checkpoint be written and the process exit with status
-``RESUMABLE``; a second one ends it at once.
+``RESUMABLE``; a second one ends it at once. Windows has no SIGUSR1, and its SIGTERM kills.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import active_children
+from multiprocessing import active_children, parent_process
 from types import FrameType
 from typing import Any
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 #: Exit status of a run that is to be started again with --resume: EX_TEMPFAIL of sysexits.h.
 RESUMABLE = 75
 # Launchers forward a signal that a cluster has sent to every process already.
@@ -66,7 +66,8 @@ class Preemption:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Within the block signals are handled; only in the main thread of a process."""
-        if threading.current_thread() is not threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        if not main or not hasattr(signal, "SIGUSR1"):  # Windows: no process gets a signal
             yield
             return
         receiver, sender = os.pipe()
@@ -190,19 +191,26 @@ def outlive_signals(worker: int) -> None:
     wakeup = signal.set_wakeup_fd(-1)
     if wakeup >= 0:
         os.close(wakeup)
-    owner = os.getppid()
+    owner = parent_process()  # os.getppid() may be that of a fork server, which outlives it
+    assert owner is not None
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # not Linux
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def wait() -> None:
-        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != owner:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != owner.pid:
             pass
         os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+    def end_with_owner() -> None:
+        owner.join()
+        os._exit(1)
+
+    for watch in (wait, end_with_owner):  # threads have the mask of the one that starts them
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

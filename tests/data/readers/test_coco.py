@@ -134,6 +134,17 @@ def test_all_mistakes_at_once(tmp_path):
         assert part in message
 
 
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_groups_alone_are_nothing_to_learn(tmp_path, key):
+    content = make_content()
+    for entry in content["annotations"]:
+        entry[key] = 1
+    with pytest.raises(DatasetError, match="has no boxes that are of use.*'iscrowd'.*: 5, first"):
+        read_coco(*write_set(tmp_path, content))
+    content["annotations"][0].update(iscrowd=0, ignore=0)
+    assert read_coco(*write_set(tmp_path, content)).crowd.sum() == 4
+
+
 def test_nothing_to_learn(tmp_path):
     content = make_content()
     for entry in content["annotations"]:
