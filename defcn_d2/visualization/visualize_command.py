@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 
+from ..config.load import load_config
 from ..engine.reporting import reported
-from ..utils.command_line import add_model_arguments, trained_config
+from ..utils.command_line import add_model_arguments, overrides, trained_config
 from ..utils.errors import UserError
 from .assignment import draw_assignment, own_matchers
 from .curves import draw_curves, load_runs
@@ -38,7 +39,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--image", default="0", help="its place in the data set, from 0, or its file name"
     )
     evaluation = argparse.ArgumentParser(add_help=False)
-    evaluation.add_argument("--dataset", required=True, metavar="NAME", help="as evaluated")
+    evaluation.add_argument(
+        "--dataset", default="", metavar="NAME", help="as evaluated; default: the config's"
+    )
+    add_model_arguments(evaluation, required=False)  # of which the data count alone
     evaluation.add_argument(
         "--results",
         required=True,
@@ -113,16 +117,18 @@ def _duplicates(args: argparse.Namespace) -> None:
         if not 0 <= value <= 1:
             raise UserError(f"{name} is {value}: give 0 to 1")
     _check_count("--images", args.images, 0)
-    judged, classes = load_judged(args.dataset, args.results)
+    dataset = _evaluated(args)
+    judged, classes = load_judged(dataset, args.results)
     pictures = duplicate_pictures(
         judged, suppressed(judged, args.nms), classes, args.score, args.nms, args.images
     )
-    _save(args, f"Duplicates on {args.dataset}", pictures)
+    _save(args, f"Duplicates on {dataset}", pictures)
 
 
 def _errors(args: argparse.Namespace) -> None:
     _check_count("--count", args.count, 1)
-    judged, classes = load_judged(args.dataset, args.results)
+    dataset = _evaluated(args)
+    judged, classes = load_judged(dataset, args.results)
     false = false_positives(judged, classes, args.count)
     missed = missed_objects(judged, classes, args.count)
     kinds = np.concatenate([one.kinds for one in judged])
@@ -130,7 +136,7 @@ def _errors(args: argparse.Namespace) -> None:
         int(np.isin(kinds, (BACKGROUND, DUPLICATE)).sum()),
         sum(int((~one.gt_found & ~one.gt_crowd).sum()) for one in judged),
     )
-    title = f"Errors on {args.dataset}"
+    title = f"Errors on {dataset}"
     files = {"errors.html": errors_page(title, false, missed, totals).encode()}
     save(args.output, {**files, "errors.png": array_png(contact_sheet(false, missed))})
 
@@ -153,6 +159,23 @@ _COMMANDS = {
 def _load(args: argparse.Namespace) -> tuple[CfgNode, Example]:
     cfg = trained_config(args)
     return cfg, load_example(cfg, args.dataset, args.image)
+
+
+def _evaluated(args: argparse.Namespace) -> str:
+    """The data set of ``--dataset``, else that of the config, whose own data are registered."""
+    opts = overrides(args)
+    if not (args.dataset or args.config_file or opts):
+        raise UserError(
+            "there is no data set: give --dataset NAME or, for own data, the run's config.yaml by "
+            "--config-file, or DATASETS.REGISTER.VAL.ANNOTATIONS and IMAGES at the end"
+        )
+    cfg = load_config(args.config_file, opts)
+    if not args.dataset and not cfg.DATASETS.TEST:
+        raise UserError(
+            "DATASETS.TEST is empty: give --dataset NAME, or DATASETS.REGISTER.VAL.ANNOTATIONS and "
+            "IMAGES at the end"
+        )
+    return args.dataset or cfg.DATASETS.TEST[0]
 
 
 def _check_count(option: str, value: int, least: int) -> None:
