@@ -13,7 +13,7 @@ from detectron2.evaluation import (
 )
 
 from ..data.readers.own_data import own_data
-from ..evaluation.coco_json import OwnDataEvaluator
+from ..evaluation.coco_json import OwnDataEvaluator, complete_annotations
 from ..evaluation.lvis import let_lvis_run
 from ..evaluation.nms_gap import NMSGapEvaluator
 from ..utils.errors import UserError, as_user_error
@@ -26,7 +26,9 @@ def _coco(name: str, folder: str) -> DatasetEvaluator:
     if own is not None:
         return OwnDataEvaluator(own, folder)
     # The fast implementation needs Detectron2's compiled code; pycocotools is the reference.
-    return COCOEvaluator(name, ("bbox",), output_dir=folder, use_fast_impl=False)
+    evaluator = COCOEvaluator(name, ("bbox",), output_dir=folder, use_fast_impl=False)
+    complete_annotations(evaluator._coco_api)
+    return evaluator
 
 
 def _crowdhuman(name: str, folder: str) -> DatasetEvaluator:
