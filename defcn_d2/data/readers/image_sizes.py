@@ -1,4 +1,4 @@
-"""Sizes of images, read once from their headers and remembered."""
+"""Sizes of images, read from their headers and remembered until the file changes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..json_fields import LIMIT, parse_json
 logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # width, height in pixels
+State = tuple[int, int]  # of a file: time of its last change in nanoseconds, number of bytes
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the image by a quarter
 _SHOWN = 5  # files named in an error
 
@@ -28,27 +29,42 @@ def image_sizes(root: Path, names: Sequence[str], annotations: Path) -> dict[str
     """The sizes of the images ``names`` below ``root``, turned by EXIF as Detectron2 would.
 
     They are remembered in a file beside ``annotations``, or in the user's cache folder where that
-    cannot be written. Raises DatasetError, with the number of images and the first ones, where
-    images are missing or cannot be read.
+    cannot be written; an image that was written since is read again. Raises DatasetError, with the
+    number of images and the first ones, where images are missing or cannot be read.
     """
+    known: dict[str, tuple[Size, State]] = {}
     for cache in _cache_files(root, annotations):
-        known = _read_cache(cache, root)
-        if all(name in known for name in names):
-            return {name: known[name] for name in names}
+        known = {**_read_cache(cache, root), **known}
     with ThreadPoolExecutor(8) as pool:  # waiting for a disk is most of it
-        found = pool.map(_size_or_reason, (root / name for name in names))
-        progress = tqdm(found, f"sizes of images in {root}", len(names), unit="image")
-        results = dict(zip(names, progress, strict=True))
-    sizes = {name: size for name, size in results.items() if isinstance(size, tuple)}
-    if len(sizes) < len(names):
+        states = dict(zip(names, pool.map(_state, (root / name for name in names)), strict=True))
+        # an image that is gone has the size that it had
+        new = [x for x in states if x not in known or states[x] not in (None, known[x][1])]
+        if not new:
+            return {name: known[name][0] for name in names}
+        found = pool.map(_size_or_reason, (root / name for name in new))
+        progress = tqdm(found, f"sizes of images in {root}", len(new), unit="image")
+        results = dict(zip(new, progress, strict=True))
+    read = {name: size for name, size in results.items() if isinstance(size, tuple)}
+    if len(read) < len(new):
         reasons = [f"{name} ({why})" for name, why in results.items() if isinstance(why, str)]
         more = ", ..." if len(reasons) > _SHOWN else ""
         raise DatasetError(
             f"{len(reasons)} of the {len(names)} images that {annotations} names cannot be read in "
             f"{root}: {', '.join(reasons[:_SHOWN])}{more}. Put them there, or name their folder."
         )
-    _write_cache(_cache_files(root, annotations), root, sizes)
-    return sizes
+    kept = {name: item for name, item in known.items() if name in states}
+    # states of before the reading: what is written meanwhile is read again
+    kept |= {name: (size, states[name] or (0, 0)) for name, size in read.items()}
+    _write_cache(_cache_files(root, annotations), root, kept)
+    return {name: kept[name][0] for name in names}
+
+
+def _state(path: Path) -> State | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
 
 
 def _size_or_reason(path: Path) -> Size | str:
@@ -69,14 +85,15 @@ def _cache_files(root: Path, annotations: Path) -> list[Path]:
     return [annotations.with_name(f"{annotations.name}.sizes.json"), user / f"sizes-{key}.json"]
 
 
-def _read_cache(path: Path, root: Path) -> dict[str, Size]:
-    """What a cache file tells about images in ``root``; nothing where it is absent or damaged."""
+def _read_cache(path: Path, root: Path) -> dict[str, tuple[Size, State]]:
+    """What a cache file holds of images in ``root``; nothing where it is absent or damaged."""
     try:
         content = parse_json(path.read_bytes())
         if content["root"] == str(root.resolve()):
-            sizes = {name: (w, h) for name, (w, h) in content["sizes"].items()}
-            if all(type(side) is int and 0 < side < LIMIT for x in sizes.values() for side in x):
-                return sizes
+            known = {name: ((w, h), (t, n)) for name, (w, h, t, n) in content["images"].items()}
+            sides = [side for size, _ in known.values() for side in size]
+            if all(type(side) is int and 0 < side < LIMIT for side in sides):
+                return known
             raise ValueError("sizes that no image has")
     except FileNotFoundError:
         pass
@@ -85,8 +102,9 @@ def _read_cache(path: Path, root: Path) -> dict[str, Size]:
     return {}
 
 
-def _write_cache(paths: Sequence[Path], root: Path, sizes: dict[str, Size]) -> None:
-    content = json.dumps({"root": str(root.resolve()), "sizes": sizes}).encode()
+def _write_cache(paths: Sequence[Path], root: Path, known: dict[str, tuple[Size, State]]) -> None:
+    images = {name: (*size, *state) for name, (size, state) in known.items()}
+    content = json.dumps({"root": str(root.resolve()), "images": images}).encode()
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

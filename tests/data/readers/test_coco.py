@@ -153,6 +153,22 @@ def test_no_file(tmp_path):
         read_coco(tmp_path / "no.json", tmp_path)
 
 
+def test_images_and_annotations_exported_again_at_another_size(tmp_path):
+    content = make_content()
+    for image in content["images"]:
+        del image["width"], image["height"]
+    path, images = write_set(tmp_path, content)
+    first = read_coco(path, images)
+    for image in content["images"]:
+        Image.new("RGB", (10 * WIDTH, 10 * HEIGHT)).save(images / image["file_name"])
+    for entry in content["annotations"]:
+        entry["bbox"] = [10 * x for x in entry["bbox"]]
+    path.write_text(json.dumps(content))
+    again = read_coco(path, images)
+    assert (again.sizes == 10 * first.sizes).all() and len(first.boxes) == len(again.boxes)
+    assert again.warnings == first.warnings
+
+
 def test_sizes_come_from_the_images_where_the_file_is_silent(tmp_path):
     content = make_content()
     for image in content["images"][1:]:

@@ -1,6 +1,7 @@
 """CrowdHuman's files: what is read, what is refused, sizes and their cache, registration."""
 
 import json
+import os
 import uuid
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_sizes_are_read_once(crowd, monkeypatch):
     assert load_crowdhuman(*crowd) == first
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"root": 1}', b'{"sizes": {"b": 3}}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"root": 1}', b'{"images": {"b": 3}}'])
 def test_a_damaged_cache_is_made_anew(crowd, content):
     first = load_crowdhuman(*crowd)
     cache = crowd[0].with_name("annotation_val.odgt.sizes.json")
@@ -145,6 +146,25 @@ def test_a_damaged_cache_is_made_anew(crowd, content):
     cache.write_bytes(content)
     assert load_crowdhuman(*crowd) == first
     assert cache.read_bytes() == good
+
+
+def test_an_image_of_another_size_is_read_again(crowd):
+    """It alone: the others are remembered. One that is gone has the size that it had."""
+    odgt, images = crowd
+    first = load_crowdhuman(*crowd)
+    known = odgt.with_name("annotation_val.odgt.sizes.json").read_text()
+    Image.new("RGB", (62, 34)).save(images / "b.jpg")
+    (images / "folder" / "c.jpg").unlink()
+    again = load_crowdhuman(*crowd)
+    assert [(x["width"], x["height"]) for x in again] == [(80, 60), (62, 34), (40, 50)]
+    assert odgt.with_name("annotation_val.odgt.sizes.json").read_text() != known
+    assert [x["annotations"] for x in again] == [x["annotations"] for x in first]
+    # as quick as it may be, with as many bytes
+    path = images / "b.jpg"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\x00\x22\x00\x3e", b"\x00\x23\x00\x3d"))
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+    assert load_crowdhuman(*crowd)[1]["width"] == 61
 
 
 def test_a_cache_of_other_images_does_not_count(crowd, tmp_path):
