@@ -1,10 +1,11 @@
-"""Conversion of weights to a file for any Detectron2 tool: what tools/convert_checkpoint.py does.
+"""Conversion of weights to a file for any Detectron2 tool: ``python -m`` of this module.
 
 ``train_net.py`` takes the release's files as they are (``MODEL.WEIGHTS IN``). The converted file
 holds the weights alone, without optimizer and iteration.
 """
 
 import argparse
+import sys
 
 import torch
 
@@ -47,6 +48,7 @@ def convert(source: str, target: str, partial: bool = False) -> dict[str, torch.
 def run(argv: list[str] | None = None) -> None:
     """Run the command; ``reported`` makes it return the exit status."""
     parser = argparse.ArgumentParser(
+        prog="python -m defcn_d2.weights.convert",
         description="Convert weights of the original DeFCN release, or shrink a checkpoint of "
         "this project to its weights."
     )
@@ -62,3 +64,7 @@ def run(argv: list[str] | None = None) -> None:
     weights = convert(args.source, args.target, args.partial)
     size = sum(value.numel() for value in weights.values())
     print(f"{args.target}: {len(weights)} tensors, {size / 1e6:.1f} million numbers")
+
+
+if __name__ == "__main__":
+    sys.exit(run())
