@@ -22,8 +22,8 @@ try:
         import detectron2.modeling  # noqa: F401
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "defcn_d2 needs Detectron2, which is not installed; install it with "
-        "`python tools/setup/install_detectron2.py` or as its INSTALL.md says",
+        "defcn_d2 needs Detectron2, which is not installed; install it as its INSTALL.md says or, "
+        "from a clone of defcn_d2, with `python tools/setup/install_detectron2.py`",
         name="detectron2",
     ) from error
 

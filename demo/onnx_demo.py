@@ -64,7 +64,7 @@ class Detector:
             Mistake: the file is missing, damaged, or of another origin.
         """
         if not os.path.isfile(path):
-            raise Mistake(f"model {path!r} does not exist; make it with tools/export.py")
+            raise Mistake(f"model {path!r} does not exist; make it with defcn-export")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
@@ -76,7 +76,7 @@ class Detector:
             raise Mistake(f"model {path!r} cannot be loaded: {reason}") from error
         properties = self.session.get_modelmeta().custom_metadata_map
         if "class_names" not in properties or "input_format" not in properties:
-            raise Mistake(f"model {path!r} is not of tools/export.py: it does not say its classes")
+            raise Mistake(f"model {path!r} is not of defcn-export: it does not say its classes")
         self.class_names: list[str] = json.loads(properties["class_names"])
         self.category_ids: list[int] = json.loads(properties["category_ids"])
         self.threshold = threshold
@@ -356,7 +356,7 @@ def open_writer(path: Path, rate: float, size: tuple[int, int]) -> Any:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Detect with an exported model, without PyTorch.")
-    parser.add_argument("--model", required=True, metavar="FILE", help="of tools/export.py")
+    parser.add_argument("--model", required=True, metavar="FILE", help="of defcn-export")
     parser.add_argument(
         "--input", nargs="+", required=True, help="images, folders, patterns; or one video"
     )

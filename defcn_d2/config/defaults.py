@@ -164,6 +164,8 @@ def _add_data_config(cfg: CN) -> None:
 
     # Where an image or its annotations are broken: "stop" (name it), or "skip" it, and count.
     cfg.DATALOADER.ON_ERROR = "stop"
+    # Compare the sizes in files of DATASETS.REGISTER with the images, before the first run.
+    cfg.DATALOADER.CHECK_SIZES = True
     # Larger images are errors: a small file can hold one that fills the memory. 0: no limit.
     cfg.INPUT.MAX_PIXELS = 100_000_000
 

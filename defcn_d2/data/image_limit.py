@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -12,6 +14,17 @@ _pillow_limit = threading.Lock()
 
 class ImageTooLarge(ValueError):
     """An image has more pixels than the limit; the message names both and the remedy."""
+
+
+@contextlib.contextmanager
+def no_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's own limit, for the whole process, while headers alone are read."""
+    with _pillow_limit:
+        own, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = own
 
 
 def check_pixels(path: str, limit: int) -> None:

@@ -49,8 +49,8 @@ class NonFiniteLoss(FloatingPointError):
         files = [x.get("file_name", "?") for batch in self.batches for x in batch]
         return (
             f"the loss became infinite or NaN at iteration {self.iteration} ({bad}), with the "
-            f"images {', '.join(map(repr, files))}; `python tools/replay.py {self.dump}` runs this "
-            "step again."
+            f"images {', '.join(map(repr, files))}; `python -m defcn_d2.engine.replay {self.dump}` "
+            "runs this step again."
         )
 
     @classmethod
@@ -80,7 +80,7 @@ class NonFiniteLoss(FloatingPointError):
 def write_dump(
     error: NonFiniteLoss, cfg: CfgNode, model: nn.Module, iteration: int, seed: int
 ) -> None:
-    """Keep the step of an error in OUTPUT_DIR, for ``tools/replay.py``; the error will name it.
+    """Keep the step of an error in OUTPUT_DIR, for ``engine.replay``; the error will name it.
 
     Plain containers and tensors alone: ``torch.load`` reads it without running code.
 

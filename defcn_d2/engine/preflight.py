@@ -13,7 +13,7 @@ from ..config.load import value_errors_as_user_errors
 from ..config.rules import ConfigError, check_rules
 from ..config.training_rules import EVALUATION_RULES, check_training_config
 from ..data import DatasetError
-from ..data.readers.own_data import SPLITS, check_datasets
+from ..data.readers.own_data import SPLITS, check_datasets, check_image_sizes
 from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, as_user_error, did_you_mean
 from ..weights.checkpointer import last_checkpoint
@@ -55,7 +55,10 @@ def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = No
         _check_batch(cfg, max(1, processes))
         check_precision(cfg, "cuda" if uses_gpu(cfg, args) else "cpu")
     with as_user_error(DatasetError, "{}"):  # last, as large files take their time
-        check_datasets(cfg, ["VAL"] if args.eval_only else SPLITS)
+        splits = ["VAL"] if args.eval_only else list(SPLITS)
+        check_datasets(cfg, splits)
+        if torchrun is None or torchrun.local_rank == 0:  # once a machine
+            check_image_sizes(cfg, splits)
 
 
 def warn_of_idle_keys(cfg: CfgNode) -> None:

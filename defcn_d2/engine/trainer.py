@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from ..config.load import value_errors_as_user_errors
 from ..data.mapper import BlankWhereBroken, CheckedMapper
 from ..evaluation.nms_gap import WithAndWithoutNMS
+from ..utils.detectron2_compat import write_every
 from ..utils.errors import UserError, as_user_error
 from ..weights.checkpointer import Checkpointer
 from .best_checkpoint import BestCheckpoint
@@ -173,6 +174,9 @@ class Trainer(DefaultTrainer):
         theirs = super().build_hooks()
         i = next(i for i, x in enumerate(theirs) if type(x) is EvalHook)
         theirs[i : i + 1] = [Stops(self._save_and_stop), evaluation]
+        if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
+            # metrics.json gets the last value alone of what is given between two lines
+            write_every(theirs[-1], self.cfg.TEST.EVAL_PERIOD)
         return [*own, *theirs]
 
     def _evaluate(self) -> OrderedDict:

@@ -9,11 +9,12 @@ from ..config.load import find_config_file, load_config
 from .errors import UserError
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add ``--config-file``, ``--weights``, ``--opts`` and KEY VALUE pairs at the end."""
     parser.add_argument(
         "--config-file",
-        required=True,
+        required=required,
+        default="",
         metavar="CONFIG",
         help="a file, such as the config.yaml of a run, or a short name such as shapes/POTO-3DMF",
     )

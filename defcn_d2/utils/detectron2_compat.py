@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
 from torch import Tensor, distributed
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -24,6 +25,7 @@ __all__ = [
     "keep_graph_buffers",
     "redispatched_below_autograd",
     "training_sampler",
+    "write_every",
 ]
 
 
@@ -54,6 +56,11 @@ def training_sampler(cfg: CfgNode, records: Any, mapper: Callable, seed: int) ->
 def data_loader_of(trainer: Any) -> Iterable:
     """The data loader of a ``DefaultTrainer``."""
     return trainer._trainer.data_loader
+
+
+def write_every(hook: PeriodicWriter, period: int) -> None:
+    """Let metrics be written every ``period`` steps, where that is more often than by default."""
+    hook._period = min(hook._period, period)
 
 
 def averaged_in_place(targets: list[Tensor], others: list[Tensor], weight: float) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from ..config.load import load_config
 from ..engine.reporting import reported
-from ..utils.command_line import add_model_arguments, input_files, trained_config
+from ..utils.command_line import add_model_arguments, input_files, overrides, trained_config
 from ..utils.errors import UserError
 from ..utils.files import check_outputs
 from .assignment import draw_assignment, own_matchers
@@ -42,7 +43,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--image", default="0", help="its place in the data set, from 0, or its file name"
     )
     evaluation = argparse.ArgumentParser(add_help=False)
-    evaluation.add_argument("--dataset", required=True, metavar="NAME", help="as evaluated")
+    evaluation.add_argument(
+        "--dataset", default="", metavar="NAME", help="as evaluated; default: the config's"
+    )
+    add_model_arguments(evaluation, required=False)  # of which the data count alone
     evaluation.add_argument(
         "--results",
         required=True,
@@ -118,18 +122,20 @@ def _duplicates(args: argparse.Namespace) -> None:
         if not 0 <= value <= 1:
             raise UserError(f"{name} is {value}: give 0 to 1")
     _check_count("--images", args.images, 0)
-    _check_outputs(args, [args.results], args.dataset)
-    judged, classes = load_judged(args.dataset, args.results)
+    dataset = _evaluated(args)
+    _check_outputs(args, [args.results], dataset)
+    judged, classes = load_judged(dataset, args.results)
     pictures = duplicate_pictures(
         judged, suppressed(judged, args.nms), classes, args.score, args.nms, args.images
     )
-    _save(args, f"Duplicates on {args.dataset}", pictures)
+    _save(args, f"Duplicates on {dataset}", pictures)
 
 
 def _errors(args: argparse.Namespace) -> None:
     _check_count("--count", args.count, 1)
-    _check_outputs(args, [args.results], args.dataset)
-    judged, classes = load_judged(args.dataset, args.results)
+    dataset = _evaluated(args)
+    _check_outputs(args, [args.results], dataset)
+    judged, classes = load_judged(dataset, args.results)
     false = false_positives(judged, classes, args.count)
     missed = missed_objects(judged, classes, args.count)
     kinds = np.concatenate([one.kinds for one in judged])
@@ -137,7 +143,7 @@ def _errors(args: argparse.Namespace) -> None:
         int(np.isin(kinds, (BACKGROUND, DUPLICATE)).sum()),
         sum(int((~one.gt_found & ~one.gt_crowd).sum()) for one in judged),
     )
-    title = f"Errors on {args.dataset}"
+    title = f"Errors on {dataset}"
     files = {"errors.html": errors_page(title, false, missed, totals).encode()}
     save(args.output, {**files, "errors.png": array_png(contact_sheet(false, missed))})
 
@@ -177,6 +183,23 @@ def _check_outputs(
         except FileNotFoundError:
             pass  # which the command says when it reads the set
     check_outputs(written, inputs, "--output")
+
+
+def _evaluated(args: argparse.Namespace) -> str:
+    """The data set of ``--dataset``, else that of the config, whose own data are registered."""
+    opts = overrides(args)
+    if not (args.dataset or args.config_file or opts):
+        raise UserError(
+            "there is no data set: give --dataset NAME or, for own data, the run's config.yaml by "
+            "--config-file, or DATASETS.REGISTER.VAL.ANNOTATIONS and IMAGES at the end"
+        )
+    cfg = load_config(args.config_file, opts)
+    if not args.dataset and not cfg.DATASETS.TEST:
+        raise UserError(
+            "DATASETS.TEST is empty: give --dataset NAME, or DATASETS.REGISTER.VAL.ANNOTATIONS and "
+            "IMAGES at the end"
+        )
+    return args.dataset or cfg.DATASETS.TEST[0]
 
 
 def _check_count(option: str, value: int, least: int) -> None:

@@ -1,4 +1,4 @@
-"""Conversion of weights to a file for any Detectron2 tool: what tools/convert_checkpoint.py does.
+"""Conversion of weights to a file for any Detectron2 tool: ``python -m`` of this module.
 
 ``train_net.py`` takes the release's files as they are (``MODEL.WEIGHTS IN``). The converted file
 holds the weights alone, without optimizer and iteration.
@@ -6,6 +6,7 @@ holds the weights alone, without optimizer and iteration.
 
 import argparse
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,8 +75,9 @@ def _chosen(content: Mapping[str, Any], source: str, averaged: bool) -> Any:
 def run(argv: list[str] | None = None) -> None:
     """Run the command; ``reported`` makes it return the exit status."""
     parser = argparse.ArgumentParser(
+        prog="python -m defcn_d2.weights.convert",
         description="Convert weights of the original DeFCN release, or shrink a checkpoint of "
-        "this project to its weights."
+        "this project to its weights.",
     )
     parser.add_argument("source", metavar="IN", help="file of the release (.pth)")
     parser.add_argument("target", metavar="OUT", help="file to write (.pth)")
@@ -94,3 +96,7 @@ def run(argv: list[str] | None = None) -> None:
     weights = convert(args.source, args.target, args.partial, args.ema)
     size = sum(value.numel() for value in weights.values())
     print(f"{args.target}: {len(weights)} tensors, {size / 1e6:.1f} million numbers")
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -44,7 +44,7 @@ def check_fit(
         refusal = (
             f"weights {path!r} are of another model ({counts}): take "
             f"{_config_of(path, output_dir)}, or, to start training from what does fit, convert "
-            "the file with tools/convert_checkpoint.py --partial. Not fitting:"
+            "the file: python -m defcn_d2.weights.convert IN OUT --partial. Not fitting:"
         )
         raise CheckpointError("\n".join([refusal, *_lines(misfits)]))
 

@@ -1,15 +1,14 @@
-"""A loss that is not finite: the message, the dump, and tools/replay.py, which runs it again."""
+"""A loss that is not finite: the message, the dump, and engine.replay, which runs it again."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-import replay
 import torch
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_crowd, tiny_sets
 
-from defcn_d2.engine import nonfinite, run
+from defcn_d2.engine import nonfinite, replay, run
 from defcn_d2.engine.nonfinite import NonFiniteLoss
 from defcn_d2.engine.reporting import describe
 from defcn_d2.modeling.meta_arch import DeFCN
@@ -56,7 +55,7 @@ def test_training_stops_and_tells(tmp_path, poisoned, capsys, keys):
     assert error.startswith("error: the loss became infinite or NaN at iteration 1 (loss_cls nan, ")
     dump = dump_of(tmp_path)
     assert dump.name == "nonfinite_0000001_rank0.pth"
-    assert f"`python tools/replay.py {dump}` runs this step again." in error
+    assert f"`python -m defcn_d2.engine.replay {dump}` runs this step again." in error
     assert "Lower SOLVER.BASE_LR" in error
     content = torch.load(dump, weights_only=True)
     images = [x for batch in content["batches"] for x in batch]

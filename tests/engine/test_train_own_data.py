@@ -135,7 +135,8 @@ def test_an_image_of_another_size(tmp_path, capsys, workers):
     for image in content["images"]:
         image["width"] = 65
     files = write_set(tmp_path, content)
-    assert train(tmp_path, *keys("TRAIN", files), "DATALOADER.NUM_WORKERS", workers) == 1
+    opts = ["DATALOADER.NUM_WORKERS", workers, "DATALOADER.CHECK_SIZES", False]
+    assert train(tmp_path, *keys("TRAIN", files), *opts) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: image '{files[1]}") and "cannot be loaded: " in error
     assert "got (64, 48), expect (65, 48)" in error
@@ -145,7 +146,20 @@ def test_a_file_that_is_no_image(tmp_path, capsys):
     files = write_set(tmp_path)
     for path in files[1].rglob("*.png"):
         path.write_text("no image")
-    assert train(tmp_path, *keys("TRAIN", files), "DATALOADER.NUM_WORKERS", 1) == 1
+    opts = ["DATALOADER.NUM_WORKERS", 1, "DATALOADER.CHECK_SIZES", False]
+    assert train(tmp_path, *keys("TRAIN", files), *opts) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: image '{files[1]}") and "cannot be loaded: " in error
     assert "is no image, or of a format that Pillow does not know" in error
+
+
+def test_sizes_are_checked_before_a_training(tmp_path, capsys):
+    """Swapped sizes of an image to evaluate with, which would end the run after the training."""
+    train_files = write_set(tmp_path / "train")
+    content = make_content(first_id=500)
+    entry = content["images"][2]
+    entry["width"], entry["height"] = entry["height"], entry["width"]
+    val_files = write_set(tmp_path / "val", content)
+    assert train(tmp_path, *keys("TRAIN", train_files), *keys("VAL", val_files)) == 1
+    assert "swapped in the file: 1, first 'deep/c.png' (64 x 48, not" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -29,7 +29,7 @@ def evaluate(evaluator, name, shift=0.0):
     """Detections that are the ground truth, moved to the right, and a false one in each image."""
     evaluator.reset()
     for record in DatasetCatalog.get(name):
-        objects = [x for x in record["annotations"] if not x["iscrowd"]]
+        objects = [x for x in record["annotations"] if not x.get("iscrowd")]
         boxes = [BoxMode.convert(x["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for x in objects]
         boxes = torch.tensor([*boxes, [0, 0, 9, 9]], dtype=torch.float32)
         found = Instances(
@@ -136,3 +136,22 @@ def test_the_figures_are_cocos_own_up_to_100(tmp_path, limit, capsys):
     results = evaluate_crowd(tmp_path, limit)["bbox"]
     assert results["AP"] == pytest.approx(100 * 51 / 101)  # a half is found
     assert "maxDets=100 ] = 0.500" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", [("iscrowd",), ("area",), ("iscrowd", "area"), ()])
+@pytest.mark.parametrize("first", [0, 1], ids=["id 0", "id 1"])
+def test_sets_registered_with_detectron2_lack_keys(tmp_path, missing, first):
+    """All is found, with and without the keys; an object with the id 0, too."""
+    content = make_content()
+    content["annotations"] = [x for x in content["annotations"] if not x["iscrowd"]]
+    for number, entry in enumerate(content["annotations"], start=first):
+        entry["id"] = number
+        for key in missing:
+            del entry[key]
+    path, root = write_set(tmp_path, content)
+    name = str(tmp_path)
+    register_coco_instances(name, {}, str(path), str(root))
+    DatasetCatalog.get(name)
+    cfg = load_config(CONFIG, ["OUTPUT_DIR", str(tmp_path / "out")])
+    found = evaluate(evaluators.build_evaluator(cfg, name), name)
+    assert found["AP"] == pytest.approx(100)

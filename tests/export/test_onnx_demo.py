@@ -184,7 +184,7 @@ def test_foreign_model(tmp_path, capsys):
     save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "x.onnx")
     arguments = ["--model", str(tmp_path / "x.onnx"), "--input", "a.png", "--output", "out"]
     assert onnx_demo.main(arguments) == 1
-    assert "is not of tools/export.py" in capsys.readouterr().err
+    assert "is not of defcn-export" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

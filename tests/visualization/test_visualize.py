@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_files import write_set
 from demo_runs import tiny_weights
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -18,6 +19,8 @@ from html_page import Page
 from PIL import Image
 from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
+from defcn_d2.config.load import load_config
+from defcn_d2.data.readers import own_data
 from defcn_d2.utils.errors import UserError
 from defcn_d2.visualization import example
 from defcn_d2.visualization.curves import draw_curves, load_runs
@@ -107,6 +110,50 @@ def test_pictures_of_an_evaluation(results, tmp_path, command):
     assert missed >= 10 and false > 16
     assert len(page.pictures) == min(false, 60) + min(missed, 60)
     assert f" of {false}" in "".join(page.text) and f" of {missed}" in "".join(page.text)
+
+
+@pytest.mark.parametrize("command", ["duplicates", "errors"])
+@pytest.mark.parametrize("by_config", [True, False], ids=["config.yaml", "keys"])
+def test_pictures_of_own_data(tmp_path, command, by_config):
+    """One of five objects is found, by an id that is none of the model's numbers."""
+    annotations, images = write_set(tmp_path)
+    keys = ["DATASETS.REGISTER.VAL.ANNOTATIONS", str(annotations)]
+    keys += ["DATASETS.REGISTER.VAL.IMAGES", str(images)]
+    results = tmp_path / "found.json"
+    results.write_text(json.dumps([_entry({"image_id": 31}, 7, [30.5, 10.25, 24, 20], 0.9)]))
+    where = keys
+    if by_config:
+        (tmp_path / "config.yaml").write_text(load_config(CONFIG, keys).dump())
+        where = ["--config-file", tmp_path / "config.yaml"]
+    _forget_own_data()
+    out = ["--output", tmp_path / "out", "--results", results]
+    assert run([*map(str, [command, *out, *where])]) == 0
+    text = " ".join(Page(tmp_path / "out" / f"{command}.html").text)
+    if command == "errors":
+        assert "of 0" in text and "of 3" in text  # false positives, missed objects without crowds
+        assert "cat" in text and "dog" in text
+    else:
+        assert "4 images" in text
+
+
+def _forget_own_data() -> None:
+    """As another process starts."""
+    for name in list(own_data._registered):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        del own_data._registered[name]
+
+
+@pytest.mark.parametrize(
+    "opts, sentence",
+    [
+        ([], "there is no data set: give --dataset NAME or, for own data, the run's config.yaml"),
+        (["DATASETS.TEST", "()"], "DATASETS.TEST is empty: give --dataset NAME, or DATASETS.REG"),
+    ],
+)
+def test_no_data_set(tmp_path, capsys, opts, sentence):
+    assert run(["errors", "--output", str(tmp_path), "--results", "none.json", *opts]) == 1
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; the page is parsed all the same")

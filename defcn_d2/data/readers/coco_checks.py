@@ -19,6 +19,15 @@ _MISSING = Kind("images that are not there", "put them there or correct the fold
 _BACKSLASH = Kind(
     "images that are not there, whose names have backslashes", "write '/', which all systems take"
 )
+_SWAPPED = Kind(
+    "images whose width and height are swapped in the file",
+    "write them as they are after the turn of the image's EXIF orientation; where the boxes were "
+    "drawn without that turn, remove the orientation from the images",
+)
+_OTHER_SIZE = Kind(
+    "images of another size than the file says",
+    "put the annotated images there, or make width, height and boxes those of the images",
+)
 _NO_AREA = Kind("boxes without area in their image", "they are left out", fatal=False)
 _OUTSIDE = Kind(
     "boxes of which more than half lies outside their image",
@@ -53,6 +62,30 @@ def find_missing(images: Sequence[CocoImage], image_root: Path, findings: Findin
             f"the folder of images {str(error.filename)!r} cannot be read ({error.strerror}): put "
             "it there, or correct its name"
         ) from error
+
+
+def check_sizes(path: Path, image_root: Path, images: Sequence[CocoImage]) -> None:
+    """Raise ``DatasetError`` where the file ``path`` gives images another size than they have.
+
+    All headers are read, with progress shown, and remembered: see ``image_sizes``.
+    """
+    from .image_sizes import image_sizes
+
+    try:
+        found = image_sizes(image_root, [image.file_name for image in images], path)
+    except DatasetError as error:
+        raise DatasetError(f"{error} Or set DATALOADER.ON_ERROR skip") from error
+    findings = Findings()
+    for image in images:
+        size = found[image.file_name]
+        if image.size is None or image.size == size:
+            continue
+        kind = _SWAPPED if image.size == size[::-1] else _OTHER_SIZE
+        said, real = (f"{width} x {height}" for width, height in (image.size, size))
+        findings.add(kind, f"{image.file_name!r} ({real}, not {said})")
+    fatal = findings.sentences(fatal=True)
+    if fatal:
+        raise DatasetError(f"{path}: {'. '.join(fatal)}")
 
 
 def check_unit(path: Path, boxes: Floats, sizes: Integers) -> None:

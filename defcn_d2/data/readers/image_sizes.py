@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ...utils.files import write_atomically
 from ..errors import DatasetError
+from ..image_limit import no_pillow_limit
 from ..image_reading import upright_size
 from ..json_fields import LIMIT, parse_json
 
@@ -35,7 +36,7 @@ def image_sizes(root: Path, names: Sequence[str], annotations: Path) -> dict[str
     known: dict[str, tuple[Size, State]] = {}
     for cache in _cache_files(root, annotations):
         known = {**_read_cache(cache, root), **known}
-    with ThreadPoolExecutor(8) as pool:  # waiting for a disk is most of it
+    with no_pillow_limit(), ThreadPoolExecutor(8) as pool:  # waiting for a disk is most of it
         states = dict(zip(names, pool.map(_state, (root / name for name in names)), strict=True))
         # an image that is gone has the size that it had
         new = [x for x in states if x not in known or states[x] not in (None, known[x][1])]

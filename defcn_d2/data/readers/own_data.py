@@ -18,6 +18,7 @@ from detectron2.utils.logger import log_first_n
 from ..errors import DatasetError
 from ..extra_boxes import extra_box_names
 from .coco import CocoData, read_coco
+from .coco_checks import check_sizes
 
 # The keys below DATASETS.REGISTER, and those of Detectron2 whose value they give.
 SPLITS = {"TRAIN": "TRAIN", "VAL": "TEST"}
@@ -125,6 +126,20 @@ def check_datasets(cfg: CfgNode, splits: Iterable[str]) -> None:
     if "TRAIN" in data and data["TRAIN"].lacking:
         lacking = ". ".join(data["TRAIN"].lacking)
         raise DatasetError(f"DATASETS.REGISTER.TRAIN: {data['TRAIN'].path}: {lacking}")
+
+
+def check_image_sizes(cfg: CfgNode, splits: Iterable[str]) -> None:
+    """Compare the sizes in files of ``DATASETS.REGISTER`` with the images; see ``check_sizes``.
+
+    Nothing happens where ``DATALOADER.CHECK_SIZES`` is False, or where ``DATALOADER.ON_ERROR``
+    "skip" leaves out images of another size. The arguments are those of ``check_datasets``.
+    """
+    if not cfg.DATALOADER.CHECK_SIZES or cfg.DATALOADER.ON_ERROR == "skip":
+        return
+    for split in splits:
+        if cfg.DATASETS.REGISTER[split].ANNOTATIONS:
+            data = _read(cfg, split)
+            check_sizes(data.path, data.image_root, data.images)
 
 
 def _complete(pair: CfgNode, split: str) -> bool:

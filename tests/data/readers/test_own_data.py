@@ -6,14 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from coco_files import CLASSES, make_content, write_set
+from coco_files import CLASSES, HEIGHT, WIDTH, make_content, write_set
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from PIL import Image
 from tiny_data import CONFIG
 
 from defcn_d2.config.load import load_config
 from defcn_d2.data import DatasetError
-from defcn_d2.data.readers.own_data import check_datasets, own_data
+from defcn_d2.data.readers import image_sizes
+from defcn_d2.data.readers.own_data import check_datasets, check_image_sizes, own_data
 from defcn_d2.engine.datasets import load_records
 from defcn_d2.engine.predictor import metadata_of
 from defcn_d2.utils.errors import UserError
@@ -250,3 +252,70 @@ def test_what_is_odd_is_told_once(train, caplog):
         f"{train[0]}: boxes without area in their image: 1, first annotation 100 ([5, 5, 0, 0] in "
         "an image of 64 x 48); they are left out"
     ]
+
+
+def turned_by_exif(path: Path, orientation: int = 6) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path, exif=exif)
+
+
+def check_sizes_of(files: tuple[Path, Path], *opts: str) -> None:
+    check_image_sizes(load_config(CONFIG, [*pair("TRAIN", files), *opts]), ["TRAIN", "VAL"])
+
+
+def test_sizes_that_are_not_those_of_the_images(train):
+    check_sizes_of(train)
+    turned_by_exif(train[1] / "a.png", orientation=3)  # upside down: the size stays
+    check_sizes_of(train)
+    turned_by_exif(train[1] / "a.png")
+    Image.new("L", (HEIGHT, WIDTH)).save(train[1] / "deep" / "b.png")
+    Image.new("L", (WIDTH * 2, HEIGHT * 2)).save(train[1] / "empty.png")
+    with pytest.raises(DatasetError) as caught:
+        check_sizes_of(train)
+    assert str(caught.value) == (
+        f"{train[0]}: images of another size than the file says: 1, first 'empty.png' (128 x 96, "
+        "not 64 x 48); put the annotated images there, or make width, height and boxes those of "
+        "the images. images whose width and height are swapped in the file: 2, first 'deep/b.png' "
+        "(48 x 64, not 64 x 48), 'a.png' (48 x 64, not 64 x 48); write them as they are after the "
+        "turn of the image's EXIF orientation; where the boxes were drawn without that turn, "
+        "remove the orientation from the images"
+    )
+    check_sizes_of(train, "DATALOADER.CHECK_SIZES", "False")
+    check_sizes_of(train, "DATALOADER.ON_ERROR", "skip")
+
+
+def test_an_image_that_cannot_be_read_is_found_by_its_size(train):
+    (train[1] / "a.png").write_bytes(b"no image")
+    with pytest.raises(
+        DatasetError, match="1 of the 4 images .* cannot be read in .*a.png.*ON_ERROR skip"
+    ):
+        check_sizes_of(train)
+
+
+def test_sizes_are_checked_once_and_again_where_an_image_has_changed(train, monkeypatch, capfd):
+    opened = []
+
+    def read_header(path, *args):
+        opened.append(Path(path).name)
+        return real(path, *args)
+
+    real = image_sizes.Image.open
+    monkeypatch.setattr(image_sizes.Image, "open", read_header)
+    check_sizes_of(train)
+    assert sorted(opened) == ["a.png", "b.png", "c.png", "empty.png"]
+    assert "4/4" in capfd.readouterr().err  # progress
+    opened.clear()
+    check_sizes_of(train)
+    assert opened == [] and capfd.readouterr().err == ""
+    turned_by_exif(train[1] / "a.png")
+    with pytest.raises(DatasetError, match="'a.png'"):
+        check_sizes_of(train)
+    assert opened == ["a.png"]
+
+
+def test_sizes_beyond_the_limit_of_pillow(train, monkeypatch):
+    """That of INPUT.MAX_PIXELS counts, where an image is read as a whole."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    check_sizes_of(train)
+    assert Image.MAX_IMAGE_PIXELS == 100

@@ -1,4 +1,4 @@
-"""Run a step again whose loss was not finite: ``python tools/replay.py nonfinite_*.pth``.
+"""Run a step again whose loss was not finite: python -m defcn_d2.engine.replay nonfinite_*.pth
 
 A training that ends with such a loss leaves a dump of the weights and the images of that step. This
 command computes its losses once more, of all images and of each one alone, and reports which
@@ -22,14 +22,14 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from defcn_d2.config.load import load_config
-from defcn_d2.engine.mixed_precision import PRECISIONS
-from defcn_d2.engine.nonfinite import FORMAT
-from defcn_d2.engine.reporting import reported
-from defcn_d2.engine.seeds import seed_generators
-from defcn_d2.utils.box_fields import box_fields, is_box_field
-from defcn_d2.utils.errors import UserError
-from defcn_d2.weights.reader import read_checkpoint
+from ..config.load import load_config
+from ..utils.box_fields import box_fields, is_box_field
+from ..utils.errors import UserError
+from ..weights.reader import read_checkpoint
+from .mixed_precision import PRECISIONS
+from .nonfinite import FORMAT
+from .reporting import reported
+from .seeds import seed_generators
 
 Batch = list[dict[str, Any]]
 _SHOWN = 5  # of the tensors that are not finite
@@ -39,7 +39,9 @@ _SHOWN = 5  # of the tensors that are not finite
 def run(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if all is finite this time, 3 if not."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m defcn_d2.engine.replay",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dump", help="file that the training has named")
     parser.add_argument("--device", help="such as cpu; the one of the training")
