@@ -101,7 +101,7 @@ def program(text: str) -> subprocess.Popen:
 
 HANGS = """
 import threading, time
-from defcn_d2.engine import preemption
+from defcn_d2.engine.cluster import preemption
 preemption._PATIENCE = {patience}
 process = preemption.Preemption()
 with process.listening(), process.step():
