@@ -13,6 +13,7 @@ from helpers import random_inputs, tiny_cfg
 from torch import Tensor, nn
 
 from defcn_d2.config.rules import ConfigError
+from defcn_d2.export.detector import DeployedDetector
 from defcn_d2.modeling.neck import NECK_REGISTRY
 from defcn_d2.structures import Priors
 
@@ -122,6 +123,19 @@ def test_six_anchors_a_location_are_decoded_as_one_by_one() -> None:
             deltas = maps["boxes"][level][image, 4 * a : 4 * a + 4, i, j].tolist()
             box = predictions.boxes[image, r].tolist()
             assert box == pytest.approx(slow_box(deltas, anchor), rel=1e-4, abs=1e-2)
+
+
+def test_six_anchors_a_location_are_exported() -> None:
+    model = scattered(build_model(small_cfg(*SIX_ANCHORS, *ONENET)))
+    detector = DeployedDetector(model, topk=20).eval()
+    image = torch.rand(1, 3, 64, 96) * 255
+    with torch.no_grad():
+        expected = detector(image)
+        found = torch.export.export(detector, (image,)).module()(image)
+        best = model.predict(model.preprocess_image([{"image": image[0]}]).tensor)[1].scores()
+    torch.testing.assert_close(expected[1][0], best.flatten().topk(20).values, rtol=1e-4, atol=0)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 AUX = "MODEL.DEFCN.AUX."

@@ -70,7 +70,7 @@ def test_built_from_the_config_as_alone(node: CfgNode, name: str) -> None:
 
 
 def _listed(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+    return [_listed(x) for x in value] if isinstance(value, (list, tuple)) else value
 
 
 RANGES = [[-1, 64], [64, 128]]
