@@ -12,7 +12,7 @@ from detectron2.evaluation import (
 )
 
 from ..data.readers.own_data import own_data
-from ..evaluation.coco_json import OwnDataEvaluator, complete_annotations
+from ..evaluation.coco_json import OwnDataEvaluator
 from ..evaluation.coco_limit import LimitedCOCOEvaluator
 from ..evaluation.crowdhuman_metrics import DUPLICATE_SCORES
 from ..evaluation.lvis import add_numpy_float
@@ -27,7 +27,7 @@ def _coco(name: str, folder: str, limit: int) -> DatasetEvaluator:
     if own is not None:
         return OwnDataEvaluator(own, folder, limit)
     evaluator = LimitedCOCOEvaluator(name, folder, limit)
-    complete_annotations(evaluator._coco_api)
+    evaluator.complete_annotations()
     return evaluator
 
 

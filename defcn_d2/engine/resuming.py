@@ -1,4 +1,4 @@
-"""What a resumed run cannot change: the settings that its optimizer has from the checkpoint."""
+"""Settings that a resumed run cannot change: those that its optimizer has from the checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any

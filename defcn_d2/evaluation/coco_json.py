@@ -32,19 +32,3 @@ class OwnDataEvaluator(LimitedCOCOEvaluator):
         self._coco_api.dataset = checked.ground_truth()
         with contextlib.redirect_stdout(io.StringIO()):
             self._coco_api.createIndex()
-
-
-def complete_annotations(api: COCO) -> None:
-    """Add what pycocotools asks for only after a training: ``iscrowd`` and ``area``.
-
-    An object with the id 0, which it takes for no match, gets another one, as all do.
-    """
-    for annotation in api.anns.values():
-        annotation.setdefault("iscrowd", 0)
-        if "bbox" in annotation:
-            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    if 0 in api.anns:
-        for number, annotation in enumerate(api.dataset["annotations"], start=1):
-            annotation["id"] = number
-        with contextlib.redirect_stdout(io.StringIO()):
-            api.createIndex()

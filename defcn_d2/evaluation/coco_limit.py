@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -70,6 +71,22 @@ class LimitedCOCOEvaluator(COCOEvaluator):
         # Detectron2's fast implementation needs its compiled code; pycocotools is the reference.
         super().__init__(name, ("bbox",), output_dir=output_dir, use_fast_impl=False)
         self._limit = limit
+
+    def complete_annotations(self) -> None:
+        """Add what pycocotools asks for only after a training: ``iscrowd`` and ``area``.
+
+        An object with the id 0, which it takes for no match, gets another one, as all do.
+        """
+        api = self._coco_api
+        for annotation in api.anns.values():
+            annotation.setdefault("iscrowd", 0)
+            if "bbox" in annotation:
+                annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        if 0 in api.anns:
+            for number, annotation in enumerate(api.dataset["annotations"], start=1):
+                annotation["id"] = number
+            with contextlib.redirect_stdout(io.StringIO()):
+                api.createIndex()
 
     def _eval_predictions(self, *args: Any, **kwargs: Any) -> None:
         with self._limited() if self._limit > _USUAL_LIMIT else contextlib.nullcontext():

@@ -59,7 +59,7 @@ def data_loader_of(trainer: Any) -> Iterable:
 
 
 def write_every(hook: PeriodicWriter, period: int) -> None:
-    """Let metrics be written every ``period`` steps, where that is more often than by default."""
+    """Have metrics written every ``period`` steps, where that is more often than by default."""
     hook._period = min(hook._period, period)
 
 

@@ -1,4 +1,4 @@
-"""What a head might say of an image with many objects, the same for every detector."""
+"""Outputs that a head might give for an image with many objects, the same for every detector."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from defcn_d2.structures import BACKGROUND, Predictions, Priors
 
 @dataclass(frozen=True)
 class Problem:
-    """What a matcher gets for a batch, and the matcher."""
+    """A batch as a matcher is given it, and the matcher."""
 
     priors: Priors
     predictions: Predictions
@@ -103,7 +103,7 @@ def assert_equal(problem: Problem) -> None:
 
 
 def _total(problem: Problem, image: int, gt_idxs: Tensor) -> Tensor:
-    """What the matching adds to the total of the full matrix, in float64."""
+    """Total of the matching in the full matrix, in float64."""
     locations = torch.nonzero(gt_idxs >= 0).squeeze(1)
     gt, predictions = problem.gt_instances[image][gt_idxs[locations]], problem.predictions[image]
     assert predictions.quality_logits is not None

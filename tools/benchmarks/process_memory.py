@@ -16,7 +16,7 @@ TOOLS = Path(__file__).resolve().parents[1]
 
 
 def run_alone(module: str, arguments: Sequence[str]) -> int:
-    """What ``python -m MODULE ARGUMENTS`` prints last, in a fresh interpreter: bytes.
+    """The last line of ``python -m MODULE ARGUMENTS``, in a fresh interpreter: bytes.
 
     Raises:
         RuntimeError: the process fails.

@@ -122,7 +122,7 @@ class Environment:
         return self.state / f"{stage.name}.json"
 
     def previous(self, stage: Stage) -> dict[str, str]:
-        """What the stage was last made from; with a key 'unfinished' if that run did not end."""
+        """Sources of the stage's last run; with a key 'unfinished' if that run did not end."""
         try:
             return json.loads(self.stamp_path(stage).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -251,7 +251,7 @@ class Environment:
         self.check_opencv()
 
     def ask(self, code: str, *arguments: str | Path) -> str:
-        """What a few lines of Python print.
+        """Output of a few lines of Python.
 
         Raises:
             CommandFailed: they raised an exception.

@@ -1,1 +1,1 @@
-"""What ``tools/trust/fuzz.py`` and ``tools/trust/fuzz_files.py`` draw, damage and judge."""
+"""Inputs that ``fuzz.py`` and ``fuzz_files.py`` draw and damage, and their judgement."""

@@ -53,7 +53,7 @@ class Recipe:
 
     @property
     def labels(self) -> list[str]:
-        """What is remarkable about it, for tables."""
+        """Its remarkable features, for tables."""
         names = {
             "ground truth": self.boxes,
             "predictions": self.predictions,

@@ -31,7 +31,7 @@ _JSON = (".json", ".odgt")
 
 
 class Wrong(Exception):
-    """What was read is not what it should be."""
+    """The content read is not that of the file."""
 
 
 class Kind(ABC):
@@ -55,10 +55,10 @@ class Kind(ABC):
 
     @abstractmethod
     def read(self) -> Any:
-        """What the project's reader makes of the files."""
+        """The project's reader, applied to the files."""
 
     def judge(self, found: Any) -> str:
-        """What became of a file that was read without an error.
+        """Outcome for a file that was read without an error.
 
         Raises:
             Wrong: it should not have been, or not so.
@@ -192,7 +192,7 @@ class ResultsFile(Kind):
 
 
 class ImageFile(Kind):
-    """What is said of an image before it is decoded."""
+    """Checks of an image before it is decoded."""
 
     name = "image's header"
     damaged = ("image.png", "image.jpg")

@@ -1,4 +1,4 @@
-"""What a fuzzed batch holds, by name: boxes of ground truth, and outputs of a head."""
+"""Contents of a fuzzed batch, by name: boxes of ground truth, and outputs of a head."""
 
 from __future__ import annotations
 
