@@ -9,10 +9,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from helpers import tiny_cfg
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from transfers import Transfers
 
 from defcn_d2.engine.hooks import set_progress
 from defcn_d2.engine.step import StepTrainer, on_host
@@ -33,21 +32,6 @@ class Waits(TorchDispatchMode):
             calls = [x for x in traceback.extract_stack() if "/defcn_d2/" in x.filename]
             self.lines[calls[-1].line.partition("  #")[0]] += 1
         return func(*args, **(kwargs or {}))
-
-
-class Transfers(TorchDispatchMode):
-    """Counts the copies from the device to the host."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sources, targets = (
-            {x.device.type for x in tree_leaves(values) if isinstance(x, Tensor)}
-            for values in ((args, kwargs), result)
-        )
-        self.count += "cuda" in sources and targets == {"cpu"}
-        return result
 
 
 def batch(*numbers: int) -> list[dict]:

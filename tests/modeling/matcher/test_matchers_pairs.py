@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from slow_matching import Case, cases
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from transfers import Transfers
 
 from defcn_d2.modeling.matcher import costs
 from defcn_d2.modeling.matcher import functional as F
@@ -198,21 +197,6 @@ def test_cost_of_pairs_is_that_of_the_matrix(num_gts: int, radius: float, branch
         matrix = score(predictions[0], every, *arguments)
         assert matrix.shape == (num_gts, len(priors))
         torch.testing.assert_close(score(predictions, pairs, *arguments), matrix[index])
-
-
-class Transfers(TorchDispatchMode):
-    """Counts the copies from the device to the host."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sources, targets = (
-            {x.device.type for x in tree_leaves(values) if isinstance(x, Tensor)}
-            for values in ((args, kwargs), result)
-        )
-        self.count += "cuda" in sources and targets == {"cpu"}
-        return result
 
 
 def fake_batch() -> tuple[Priors, Predictions, list[Instances]]:
