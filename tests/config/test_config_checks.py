@@ -166,6 +166,7 @@ BAD_SHARED = {
     DEFCN + "NUM_CONVS": [-1],
     DEFCN + "NORM": ["gn", "GM"],
     DEFCN + "PRIOR_PROB": [0.0, 1.0, math.nan],
+    DEFCN + "BOX_BIAS": [-1.0, math.inf],
     DEFCN + "QUALITY_BRANCH": ["filtr"],
     DEFCN + "MAX_FILTERING.TAU": [1, -2],
     DEFCN + "MAX_FILTERING.KERNEL_SIZE": [2, 0, -1],

@@ -14,6 +14,7 @@ _SHARED = {
     "norm": "NORM",
     "conv_bias": "CONV_BIAS",
     "prior_prob": "PRIOR_PROB",
+    "box_bias": "BOX_BIAS",
     "norm_reg_targets": "NORM_REG_TARGETS",
     "quality_branch": "QUALITY_BRANCH",
     "head_checkpointing": "HEAD_CHECKPOINTING",

@@ -48,6 +48,7 @@ class DeFCNHead(nn.Module):
         norm: str = "GN",
         conv_bias: bool = True,
         prior_prob: float = 0.01,
+        box_bias: float = 0.0,
         box_coding: str = "ltrb",
         norm_reg_targets: bool = True,
         quality_branch: str = "none",
@@ -62,6 +63,9 @@ class DeFCNHead(nn.Module):
             num_anchors: priors a location, A.
             num_convs, norm, conv_bias: of each tower; ``norm`` as in ``get_norm``.
             prior_prob: class probability of every location before training.
+            box_bias: what ``bbox_pred`` gives at the start of training. With "ltrb" a box is that
+                many strides from its location to each side, and one of size 0 may never grow: the
+                gradients of ReLU and of the GIoU are 0 there.
             box_coding: "ltrb" (distances in pixels) or "deltas" (of Box2BoxTransform, no scales).
             norm_reg_targets: distances are relu(x) * stride; else exp(x).
             quality_branch: "none", "filter" or "centerness"; both on the box tower.
@@ -74,6 +78,9 @@ class DeFCNHead(nn.Module):
         check_argument("num_convs", num_convs, whole_numbers("[0, inf)"))
         check_argument("norm", norm, norm_of(in_channels))
         check_argument("prior_prob", prior_prob, numbers("(0, 1)"))
+        check_argument("box_bias", box_bias, numbers("[0, inf)"))
+        if box_coding == "deltas":
+            check_argument("box_bias", box_bias, _not_with_anchors)
         check_argument("quality_branch", quality_branch, one_of("none", "filter", "centerness"))
         self.strides = strides
         self.box_coding = box_coding
@@ -96,6 +103,8 @@ class DeFCNHead(nn.Module):
             check_argument("head_checkpointing", self, _without_batch_norm)
         assert self.cls_score.bias is not None
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        assert self.bbox_pred.bias is not None
+        nn.init.constant_(self.bbox_pred.bias, box_bias)
 
     def forward(self, features: list[Tensor], priors: Priors) -> dict[str, Predictions]:
         """
@@ -210,6 +219,12 @@ def flatten(levels: list[Tensor], num_anchors: int = 1) -> Tensor:
     if num_anchors > 1:  # the anchors of a location follow each other, as in Priors
         flat = flat.reshape(flat.shape[0], flat.shape[1] * num_anchors, -1)
     return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+
+
+def _not_with_anchors(key: str, value: float) -> str | None:
+    if not value:
+        return None
+    return f"{key} is {value}, but boxes of PRIORS 'anchors' start as their anchors; set it to 0"
 
 
 def _without_batch_norm(key: str, head: nn.Module) -> str | None:
