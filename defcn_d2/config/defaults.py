@@ -109,6 +109,8 @@ def _add_component_config(node: CN) -> None:
 
 
 def _add_inference_config(node: CN) -> None:
+    # The head's set of predictions that detections come from; most heads have "main" alone.
+    node.PREDICTIONS_TEST = "main"
     # Candidates below this score are dropped before the boxes are decoded.
     node.SCORE_THRESH_TEST = 0.05
     # Candidates per level, at most (and at most as many as the level has locations).

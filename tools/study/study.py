@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
+sys.path.insert(1, str(ROOT / "tools"))  # for the benchmarks' name of the processor
 
 from benchmarks.timing import cpu_name  # noqa: E402
 from demo_results import write_json  # noqa: E402

@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
     "shapes": (
         *("POTO", "POTO-argmax", "POTO-3DMF", "POTO-3DMF-Aux", "ForegroundLoss", "Anchor"),
-        *("Center", "FCOS", "ATSS", "OneNet"),
+        *("Center", "FCOS", "ATSS", "OneNet", "Peak"),
     ),
-    "shapes_crowd": ("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux"),
+    "shapes_crowd": ("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux", "Peak"),
 }
 
 # Config overrides by name of the network: the same for all variants.
