@@ -199,8 +199,7 @@ def cpu_extension() -> Extension:
 
     return CppExtension(
         "defcn_d2._C",
-        [str(path.relative_to(ROOT)) for path in sorted((ROOT / SOURCES).glob("*.cpp"))]
-        + [str(path.relative_to(ROOT)) for path in sorted((ROOT / SOURCES / "cpu").glob("*.cpp"))],
+        sources(".", "*.cpp") + sources("cpu", "*.cpp"),
         extra_compile_args=(WINDOWS_FLAGS if os.name == "nt" else CXX_FLAGS) + STABLE_ABI,
         py_limited_api=True,
     )
@@ -223,10 +222,16 @@ def cuda_extension(torch: Any) -> Extension | None:
 
     return CUDAExtension(
         "defcn_d2._C_cuda",
-        [str(SOURCES / "cuda" / "max_filter_3d.cu")],
+        sources("cuda", "*.cu"),
         extra_compile_args={"cxx": STABLE_ABI, "nvcc": NVCC_FLAGS + STABLE_ABI},
         py_limited_api=True,
     )
+
+
+def sources(folder: str, pattern: str) -> list[str]:
+    """Files of a folder of the sources, relative to this one."""
+    found = sorted((ROOT / SOURCES / folder).glob(pattern))
+    return [str(path.relative_to(ROOT)) for path in found]
 
 
 def notice(message: str) -> None:

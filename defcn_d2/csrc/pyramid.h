@@ -59,16 +59,19 @@ inline bool is_channels_last(const Tensor& level) {
   return fits_channels_last(level) && !level.is_contiguous();
 }
 
+inline bool is_floating(const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
 inline void check_level(const Tensor& level, const Tensor& first, size_t index) {
   STD_TORCH_CHECK(level.dim() == 4, "levels[", index, "] must be (N, C, H, W), got ", level.dim(),
                   " dimensions");
-  const ScalarType dtype = level.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
-                      dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-                  "levels[", index,
+  STD_TORCH_CHECK(is_floating(level), "levels[", index,
                   "] must be float32, float64, float16 or bfloat16, got another dtype");
-  STD_TORCH_CHECK(dtype == first.scalar_type(), "levels must share one dtype: levels[", index,
-                  "] differs from levels[0]");
+  STD_TORCH_CHECK(level.scalar_type() == first.scalar_type(),
+                  "levels must share one dtype: levels[", index, "] differs from levels[0]");
   STD_TORCH_CHECK(level.device() == first.device(), "levels must be on one device: levels[", index,
                   "] differs from levels[0]");
   STD_TORCH_CHECK(level.size(0) == first.size(0) && level.size(1) == first.size(1),

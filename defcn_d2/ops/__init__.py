@@ -1,4 +1,4 @@
-"""Operators: the 3D max filter, compiled where possible, composed of PyTorch's elsewhere."""
+"""Operators on pyramids: compiled where possible, composed of PyTorch's elsewhere."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .arguments import check_arguments
+from .arguments import check_arguments, check_peak_arguments
 from .library import load
-from .peaks import overlap_peaks_reference
+from .peaks import compose_peaks, overlap_peaks_reference
 from .reference import compose, compose_plain, max_filter_3d_reference
 
 __all__ = [
@@ -91,18 +91,36 @@ def overlap_peaks(
     the 4 x 4 cells around the 2 x 2 that this one covers. There is no gradient.
 
     Args:
-        logits: (N, R, K) float, finest level first, row-major within a level.
-        boxes: (N, R, 4) float, xyxy.
+        logits: (N, R, K), finest level first, row-major within a level; float32, float64, float16
+            or bfloat16.
+        boxes: (N, R, 4) xyxy, of any of these dtypes; float16 and bfloat16 are taken as float32.
         level_shapes: rows and columns of each level's grid; each has half the rows and columns of
             the one before, rounded up.
-        iou_threshold: boxes of a higher IoU are taken to be of one object.
+        iou_threshold: boxes of a higher IoU are taken to be of one object; in [0, 1].
         tau: neighbouring levels that take part, 2 (one on each side) or 0.
 
     Returns:
         (N, R, K) bool.
+
+    A NaN logit beats nothing, and nothing beats it; a box with a NaN overlaps none, nor does one
+    of infinite or no area.
+
+    Raises:
+        TypeError, ValueError: see :func:`defcn_d2.ops.arguments.check_peak_arguments`.
     """
-    with torch.no_grad():
-        return overlap_peaks_reference(logits, boxes, level_shapes, iou_threshold, tau)
+    if _standard.get() or torch.onnx.is_in_onnx_export():  # sizes may have no values
+        return compose_peaks(logits, boxes, level_shapes, iou_threshold, tau)
+    check_peak_arguments(logits, boxes, level_shapes, iou_threshold, tau)
+    device_type = logits.device.type
+    if _library.supports(device_type):
+        heights, widths = zip(*level_shapes, strict=True) if level_shapes else ((), ())
+        with torch.no_grad():
+            return torch.ops.defcn_d2.overlap_peaks(
+                logits, boxes, heights, widths, iou_threshold, tau
+            )
+    if not torch.compiler.is_compiling():
+        _library.warn_once(device_type)
+    return compose_peaks(logits, boxes, level_shapes, iou_threshold, tau)
 
 
 def is_compiled(device_type: str = "cpu") -> bool:
@@ -112,4 +130,4 @@ def is_compiled(device_type: str = "cpu") -> bool:
 
 def report() -> str:
     """One line for environment reports: which implementation is in use and how it was built."""
-    return f"3D max filter: {_library.report()}"
+    return f"operators: {_library.report()}"

@@ -1,4 +1,4 @@
-"""Argument checks shared by the compiled operator's wrapper and the composition."""
+"""Argument checks shared by the compiled operators' wrappers and the compositions."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def _check_level(index: int, level: Tensor, first: Tensor) -> None:
         raise TypeError(f"levels[{index}] must be a tensor, got {type(level).__name__}")
     if level.dim() != 4:
         raise ValueError(f"levels[{index}] must be (N, C, H, W), got shape {tuple(level.shape)}")
-    if level.dtype not in SUPPORTED_DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
-        raise TypeError(f"levels[{index}] is {level.dtype}; the 3D max filter takes {names}")
+    _check_dtype(f"levels[{index}]", level, "the 3D max filter")
     if level.dtype != first.dtype:
         raise TypeError(
             f"levels must share one dtype: levels[0] is {first.dtype}, "
@@ -51,3 +49,63 @@ def _check_level(index: int, level: Tensor, first: Tensor) -> None:
             f"levels must share N and C: levels[0] has {tuple(first.shape[:2])}, "
             f"levels[{index}] {tuple(level.shape[:2])}"
         )
+
+
+def check_peak_arguments(
+    logits: Tensor,
+    boxes: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    iou_threshold: float,
+    tau: int,
+) -> None:
+    """Raise one error that names the first thing wrong with the arguments of ``overlap_peaks``.
+
+    Raises:
+        TypeError: something that is not a tensor, a dtype that is not floating point.
+        ValueError: ``tau`` not 0 or 2, ``iou_threshold`` outside [0, 1], a tensor of another
+            shape, tensors on two devices, levels that do not have half the size of the one before
+            or not as many cells as there are logits.
+    """
+    if tau not in (0, 2):
+        raise ValueError(f"tau must be 2 (one level on each side) or 0 (none), got {tau}")
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
+    for name, tensor, shape in (("logits", logits, "(N, R, K)"), ("boxes", boxes, "(N, R, 4)")):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != 3:
+            raise ValueError(f"{name} must be {shape}, got shape {tuple(tensor.shape)}")
+        _check_dtype(name, tensor, "overlap_peaks")
+    if boxes.shape != (*logits.shape[:2], 4):
+        raise ValueError(
+            f"boxes must be (N, R, 4) with the N and R of logits, {tuple(logits.shape[:2])}, "
+            f"got shape {tuple(boxes.shape)}"
+        )
+    if boxes.device != logits.device:
+        raise ValueError(
+            f"boxes must be on the device of logits, {logits.device}, but are on {boxes.device}"
+        )
+    _check_level_shapes(level_shapes, logits.shape[1])
+
+
+def _check_level_shapes(level_shapes: Sequence[tuple[int, int]], num_cells: int) -> None:
+    for index, (height, width) in enumerate(level_shapes):
+        if height < 0 or width < 0:
+            raise ValueError(f"level_shapes[{index}] cannot be {height} x {width}")
+        if index == 0:
+            continue
+        half = tuple((size + 1) // 2 for size in level_shapes[index - 1])
+        if (height, width) != half:
+            raise ValueError(
+                f"level_shapes[{index}] must be half of the one before, rounded up, "
+                f"{half[0]} x {half[1]}, got {height} x {width}"
+            )
+    total = sum(height * width for height, width in level_shapes)
+    if total != num_cells:
+        raise ValueError(f"level_shapes have {total} cells, but logits have {num_cells}")
+
+
+def _check_dtype(name: str, tensor: Tensor, taker: str) -> None:
+    if tensor.dtype not in SUPPORTED_DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
+        raise TypeError(f"{name} is {tensor.dtype}; {taker} takes {names}")

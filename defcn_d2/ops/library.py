@@ -44,8 +44,8 @@ class Library:
         self._warned.add(device_type)
         reason = self.missing.get(device_type, f"there is no kernel for {device_type!r} devices")
         warnings.warn(
-            f"the 3D max filter runs as a composition of PyTorch operators, several times slower "
-            f"than the compiled one: {reason} (set {SWITCH}=off to silence this)",
+            f"the 3D max filter and the comparison of overlapping neighbours run as compositions "
+            f"of PyTorch operators, several times slower than compiled: {reason} (set {SWITCH}=off to silence this)",
             stacklevel=3,
         )
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import check_peak_arguments
+
 # Neighbouring cells by level: offsets of rows and columns from the cell, or from the first cell of
 # the finer level that it covers, or from the cell of the coarser level that covers it.
 _OWN_OR_COARSER, _FINER = (-1, 0, 1), (-1, 0, 1, 2)
@@ -21,6 +23,23 @@ def overlap_peaks_reference(
     tau: int = 2,
 ) -> Tensor:
     """:func:`defcn_d2.ops.overlap_peaks` as shifts, comparisons and logical operations."""
+    check_peak_arguments(logits, boxes, level_shapes, iou_threshold, tau)
+    return compose_peaks(logits, boxes, level_shapes, iou_threshold, tau)
+
+
+@torch.no_grad()
+def compose_peaks(
+    logits: Tensor,
+    boxes: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    iou_threshold: float,
+    tau: int,
+) -> Tensor:
+    """:func:`overlap_peaks_reference` for arguments that have been checked."""
+    if logits.shape[1] == 0:
+        return torch.ones_like(logits, dtype=torch.bool)
+    if boxes.dtype in (torch.float16, torch.bfloat16):
+        boxes = boxes.float()
     sizes = [height * width for height, width in level_shapes]
     maps = list(zip(level_shapes, logits.split(sizes, dim=1), boxes.split(sizes, dim=1)))
     grids = [

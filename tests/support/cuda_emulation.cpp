@@ -5,6 +5,7 @@
 
 #include "../../defcn_d2/csrc/cuda/backward.cuh"
 #include "../../defcn_d2/csrc/cuda/forward.cuh"
+#include "../../defcn_d2/csrc/cuda/overlap.cuh"
 #include "../../defcn_d2/csrc/cuda/plan.h"
 
 using namespace defcn_d2::cuda;
@@ -82,7 +83,49 @@ int run(const std::vector<LevelMemory>& levels, int64_t batch, int64_t channels,
   return static_cast<int>(launches.size());
 }
 
+template <typename Block>
+void peaks(PeakLaunch launch, int64_t batch, bool reversed) {
+  launch.blocks_per_image = (launch.cells + Block::kCells - 1) / Block::kCells;
+  for (int64_t index = 0; index < batch * launch.blocks_per_image; ++index) {
+    typename Block::Shared shared;
+    const Block block(launch, index, shared);
+    for_each_thread<Block>(reversed, [&](int t) { block.clear(t); });
+    for_each_thread<Block>(reversed, [&](int t) { block.find(t); });
+    for_each_thread<Block>(reversed, [&](int t) { block.compare(t); });
+  }
+}
+
 }  // namespace
+
+// overlap_peaks. strides: of logits, then of boxes.
+extern "C" void defcn_d2_emulate_peaks(int count, const int64_t* sizes, const void* logits,
+                                       const void* boxes, bool* out, const int64_t* strides,
+                                       int64_t batch, int64_t classes, double threshold, int reach,
+                                       int double_logits, int double_boxes, int reversed) {
+  PeakLaunch launch{};
+  for (int i = 0; i < count; ++i) {
+    launch.levels[i] = {int32_t(sizes[2 * i]), int32_t(sizes[2 * i + 1]), launch.cells};
+    launch.cells += int32_t(sizes[2 * i] * sizes[2 * i + 1]);
+  }
+  for (int i = 0; i < 3; ++i) {
+    launch.logit_strides[i] = strides[i];
+    launch.box_strides[i] = strides[3 + i];
+  }
+  launch.logits = logits;
+  launch.boxes = boxes;
+  launch.peaks = out;
+  launch.classes = int32_t(classes);
+  launch.threshold = threshold;
+  launch.num_levels = count;
+  launch.reach = reach;
+  const auto call =
+      double_logits
+          ? (double_boxes ? peaks<PeakBlock<double, double, double>>
+                          : peaks<PeakBlock<double, double, float>>)
+          : (double_boxes ? peaks<PeakBlock<float, float, double>>
+                          : peaks<PeakBlock<float, float, float>>);
+  call(launch, batch, reversed != 0);
+}
 
 // Returns the number of launches. sizes: height and width of each level.
 extern "C" int defcn_d2_emulate(int count, const void** sources, void** targets, void** codes,

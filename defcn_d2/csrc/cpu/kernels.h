@@ -1,4 +1,4 @@
-// What the dispatcher (max_filter_3d.cpp) and the kernels share. Plain data only: the kernels are
+// What the dispatchers (max_filter_3d.cpp, overlap_peaks.cpp) and the kernels share. Plain data only: the kernels are
 // compiled once for each instruction set, and a std template instantiated there could be linked
 // into code that runs on an older processor.
 #pragma once
@@ -69,11 +69,30 @@ struct CodePlanes {
   bool wide;  // int32 where a byte cannot tell all candidates apart, else uint8
 };
 
+// Boxes of every step-th cell of a row: left, top, right, bottom and area, `plane` elements apart.
+template <typename A>
+struct BoxRun {
+  const A* first;
+  int64_t plane, step;
+};
+
+// Logits of all classes of some cells of a row, `step` elements from cell to cell.
+template <typename T>
+struct LogitRun {
+  const T* first;
+  int64_t step;
+};
+
 template <typename A>
 struct Kernels {
   void (*forward)(const Problem<A>&, Planes<const A>, Planes<A>, void* scratch);
   void (*forward_codes)(const Problem<A>&, Planes<const A>, Planes<A>, CodePlanes, void* scratch);
   void (*backward)(const Problem<A>&, Planes<const A>, CodePlanes, Planes<A>, void* scratch);
+  // overlap_peaks, for boxes and for logits of this precision
+  void (*overlaps)(const BoxRun<A>& own, const BoxRun<A>& near, int64_t count, A threshold,
+                   uint8_t* overlaps);
+  void (*beat)(const LogitRun<A>& own, const LogitRun<A>& near, int64_t count, int64_t classes,
+               bool first, const uint8_t* overlaps, uint8_t* beaten, int64_t beaten_step);
 };
 
 struct KernelSet {

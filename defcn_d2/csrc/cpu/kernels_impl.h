@@ -1,6 +1,7 @@
 // Included by kernels_*.cpp, each of which names an instruction set first.
 #include "backward.h"
 #include "forward.h"
+#include "overlap.h"
 
 #define DEFCN_D2_STRING_(x) #x
 #define DEFCN_D2_STRING(x) DEFCN_D2_STRING_(x)
@@ -12,9 +13,9 @@ namespace defcn_d2::cpu {
 const KernelSet DEFCN_D2_JOIN(kernels_, DEFCN_D2_ISA) = {
     DEFCN_D2_STRING(DEFCN_D2_ISA),
     {DEFCN_D2_ISA::forward<float>, DEFCN_D2_ISA::forward_codes<float>,
-     DEFCN_D2_ISA::backward<float>},
+     DEFCN_D2_ISA::backward<float>, DEFCN_D2_ISA::overlaps<float>, DEFCN_D2_ISA::beat<float>},
     {DEFCN_D2_ISA::forward<double>, DEFCN_D2_ISA::forward_codes<double>,
-     DEFCN_D2_ISA::backward<double>},
+     DEFCN_D2_ISA::backward<double>, DEFCN_D2_ISA::overlaps<double>, DEFCN_D2_ISA::beat<double>},
 };
 
 }  // namespace defcn_d2::cpu

@@ -14,14 +14,6 @@ namespace {
 
 constexpr int64_t kElementsPerTask = 32768;  // below that a second thread costs more than it gains
 
-template <typename A>
-const Kernels<A>& kernels_for() {
-  if constexpr (std::is_same_v<A, float>)
-    return kernels().single;
-  else
-    return kernels().twice;
-}
-
 // Upper bound of what a kernel takes from its scratch memory, over all levels.
 template <typename A>
 int64_t scratch_bytes(const Pyramid& pyramid, int64_t lanes) {

@@ -1,8 +1,4 @@
 // The CUDA implementation: one launch for all levels.
-#include <cuda_runtime.h>
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -10,6 +6,7 @@
 
 #include "../pyramid.h"
 #include "backward.cuh"
+#include "device.h"
 #include "forward.cuh"
 #include "plan.h"
 
@@ -87,20 +84,6 @@ void run(Kernel kernel, const std::vector<Launch>& launches, int64_t threads, in
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 }
-
-// Sets the device of the tensors for the time of a call, and knows its current stream.
-struct OnDevice {
-  int32_t index;
-  torch::stable::accelerator::DeviceGuard guard;
-  cudaStream_t stream;
-
-  explicit OnDevice(const Tensor& tensor)
-      : index(tensor.get_device_index()), guard(index), stream(nullptr) {
-    void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
-    stream = static_cast<cudaStream_t>(current);
-  }
-};
 
 template <typename TileOf>
 std::vector<Launch> plan_for(const Pyramid& pyramid, const Tensors& targets, const Tensors* codes) {
