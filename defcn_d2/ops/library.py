@@ -44,8 +44,9 @@ class Library:
         self._warned.add(device_type)
         reason = self.missing.get(device_type, f"there is no kernel for {device_type!r} devices")
         warnings.warn(
-            f"the 3D max filter and the comparison of overlapping neighbours run as compositions "
-            f"of PyTorch operators, several times slower than compiled: {reason} (set {SWITCH}=off to silence this)",
+            "the 3D max filter and the comparison of overlapping neighbours run as compositions of "
+            f"PyTorch operators, several times slower than compiled: {reason} "
+            f"(set {SWITCH}=off to silence this)",
             stacklevel=3,
         )
 

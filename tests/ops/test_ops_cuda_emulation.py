@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from literal_overlap_peaks import LAYOUTS, laid_out, random_grids
 from torch import Tensor
 
 from defcn_d2 import ops
@@ -127,3 +128,32 @@ def test_emulated_kernels_equal_the_cpu_operator(
             torch.testing.assert_close(
                 backward[index], grad_levels[index], rtol=tolerance, atol=tolerance
             )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tau", [0, 2])
+def test_emulated_peaks_equal_the_cpu_operator(
+    emulator: ctypes.CDLL, tau: int, dtype: torch.dtype, layout: str
+) -> None:
+    for box_dtype in (torch.float32, torch.float64):
+        case = random_grids((11, 18), 4, classes=5, dtype=dtype, box_dtype=box_dtype) | {"tau": tau}
+        case["logits"][0, 3], case["boxes"][0, 5, 2] = float("nan"), float("nan")
+        logits, boxes = (laid_out(case[name], layout) for name in ("logits", "boxes"))
+        sizes = list(itertools.chain.from_iterable(case["level_shapes"]))
+        strides = [*logits.stride(), *boxes.stride()]
+        for reverse in (False, True):
+            peaks = torch.empty(logits.shape, dtype=torch.bool)
+            emulator.defcn_d2_emulate_peaks(
+                len(case["level_shapes"]),
+                (ctypes.c_int64 * len(sizes))(*sizes),
+                *(ctypes.c_void_p(x.data_ptr()) for x in (logits, boxes, peaks)),
+                (ctypes.c_int64 * len(strides))(*strides),
+                ctypes.c_int64(len(logits)),
+                ctypes.c_int64(logits.shape[2]),
+                ctypes.c_double(case["iou_threshold"]),
+                tau // 2,
+                *(int(x == torch.float64) for x in (dtype, box_dtype)),
+                int(reverse),
+            )
+            assert torch.equal(peaks, ops.overlap_peaks(**case))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from literal_max_filter import literal_max_filter, random_pyramid
+from literal_overlap_peaks import random_grids
 
 from defcn_d2 import ops
 from defcn_d2.ops import library, registration
@@ -37,7 +38,7 @@ def test_switched_off_it_composes_without_a_warning() -> None:
         "print(ops.is_compiled('cpu'), ops.report())"
     )
     output = run_python(code, DEFCN_D2_OPS="off")
-    assert "False 3D max filter: CPU composed (DEFCN_D2_OPS=off)" in output
+    assert "False operators: CPU composed (DEFCN_D2_OPS=off)" in output
     assert "composition of PyTorch operators" not in output
 
 
@@ -75,6 +76,16 @@ def _warning_of(loaded: library.Library, monkeypatch: pytest.MonkeyPatch) -> str
 def test_never_built(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message = _warning_of(library.load(), monkeypatch)
     assert "several times slower" in message and "it was not built" in message
+
+
+def test_overlapping_neighbours_are_composed_with_the_same_warning(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = random_grids()
+    expected = ops.overlap_peaks(**case)
+    monkeypatch.setattr(ops, "_library", library.load())
+    with pytest.warns(UserWarning, match="overlapping neighbours run as compositions"):
+        assert torch.equal(ops.overlap_peaks(**case), expected)
 
 
 def test_within_a_compiled_program_nothing_is_told(
@@ -146,6 +157,10 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         outputs, codes = run.max_filter_3d_with_codes(levels, 2, 3)
         results = [*run.max_filter_3d(levels, 2, 3), *outputs, *codes]
         results += run.max_filter_3d_backward(levels, codes, 2, 3)
+        for classes in (1, 21):
+            logits = torch.randn(2, 75, classes).to(dtype)
+            boxes = torch.randint(0, 9, (2, 75, 4)).sort().values.to(dtype)
+            results.append(run.overlap_peaks(logits, boxes, [6, 3], [10, 5], 0.5, 2))
         for result in results:
             digest.update(result.contiguous().view(torch.uint8).numpy().tobytes())
 print(run.cpu_capability(), digest.hexdigest())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure parts of the package against what they replace; prints Markdown.
 
-    python tools/benchmarks {op,matching,step,inference} [--device cpu] [--output table.md]
+    python tools/benchmarks {op,peaks,matching,step,inference} [--device cpu] [--output table.md]
 
 Every subcommand is a module of ``tools/benchmarks`` with ``DESCRIPTION``, ``add_arguments(parser)``
 and ``run(arguments) -> str``. Results are compared for equality before anything is timed, and all
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's package
 
-SUBCOMMANDS = ("op", "matching", "step", "inference")
+SUBCOMMANDS = ("op", "peaks", "matching", "step", "inference")
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ FLUSH_BYTES = 512 * 2**20  # more than any second-level cache holds
 def run(device: str, rounds: int) -> str:
     """The table as Markdown; every call finds the second-level cache flushed."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
-    timer = partial(_seconds, flush)
+    timer = partial(seconds, flush)
     bandwidth = _bandwidth(device, timer, rounds)
     rows = []
     for batch in (2, 16):
@@ -95,7 +95,7 @@ def _rows(
     return rows
 
 
-def _seconds(flush: Tensor, call: Callable[[], object]) -> float:
+def seconds(flush: Tensor, call: Callable[[], object]) -> float:
     """Seconds on the device of one call after the second-level cache was overwritten."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     flush.zero_()

@@ -8,7 +8,7 @@ from pathlib import Path
 import benchmarks.__main__ as benchmark
 import pytest
 import torch
-from benchmarks import op, op_competitors
+from benchmarks import op, op_competitors, peaks
 from benchmarks.op_memory import peak_bytes
 from benchmarks.timing import Sample, interleave, markdown
 
@@ -60,6 +60,17 @@ def test_table_of_the_operator(
     assert printed.strip() == output.read_text().strip()
     rows = [line for line in printed.splitlines() if "channels_last | forward + backward" in line]
     assert len(rows) == 4 and all(row.count("x |") == 2 for row in rows)
+
+
+@compiled_only
+def test_table_of_overlapping_neighbours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peaks, "IMAGE", (64, 96))
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "peaks", "--rounds", "2"])
+    benchmark.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if "x |" in line]
+    assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 7", "| 80"]
 
 
 @compiled_only

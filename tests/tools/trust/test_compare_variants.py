@@ -87,7 +87,7 @@ def test_a_commit_equals_itself(capfd, monkeypatch):
         ).stdout
     output = capfd.readouterr().out
     before, after = output.splitlines()[:2]  # each process has the package of its own checkout
-    assert after.startswith(f"{tree.resolve() / 'defcn_d2'}: 3D max filter: ")
+    assert after.startswith(f"{tree.resolve() / 'defcn_d2'}: operators: ")
     assert before.partition("/defcn_d2: ")[0] not in trees
     assert output.endswith("all 1 variants are equal to those of HEAD\n")
 
