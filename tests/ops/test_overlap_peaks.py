@@ -231,10 +231,12 @@ def test_onnx_model_is_made_of_standard_operators(dynamo: bool, tmp_path: Path) 
     runtime = pytest.importorskip("onnxruntime")
     if dynamo:
         pytest.importorskip("onnxscript")
-    maps, file = _maps((5, 7)), str(tmp_path / "model.onnx")
+    maps, file = _maps((3, 4))[:2], str(tmp_path / "model.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes are taken as constants
-        torch.onnx.export(PeaksOfMaps(), tuple(maps), file, dynamo=dynamo, opset_version=20)
+        torch.onnx.export(
+            PeaksOfMaps(), tuple(maps), file, dynamo=dynamo, opset_version=20, optimize=False
+        )
     assert {node.domain for node in onnx.load(file).graph.node} <= {"", "ai.onnx"}
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]

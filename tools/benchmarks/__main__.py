@@ -15,7 +15,8 @@ import importlib
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's package
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]  # this checkout's package, this one
 
 SUBCOMMANDS = ("op", "peaks", "matching", "step", "inference")
 

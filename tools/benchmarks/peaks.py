@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -26,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``peaks``."""
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--rounds", type=int, default=11, help="repetitions of every call")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of all threads, for a processor busy otherwise"
+    )
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -41,7 +45,8 @@ def run(arguments: argparse.Namespace) -> str:
         raise SystemExit(f"nothing to measure: {ops.report()}")
     rows = []
     for num_classes in CLASSES:
-        samples = interleave(_calls(num_classes, device), arguments.rounds, _timer(device))
+        timer = _cpu_time if arguments.cpu_time else _timer(device)
+        samples = interleave(_calls(num_classes, device), arguments.rounds, timer)
         rows.append(
             [str(num_classes), *(str(samples[name]) for name in (COMPOSED, COMPILED, MODULE))]
             + [f"{_ratio(samples[name], samples[COMPILED]):.1f}x" for name in (COMPOSED, MODULE)]
@@ -75,6 +80,12 @@ def _boxes(shapes: list[tuple[int, int]]) -> Tensor:
         corners = torch.cat([centers - 4, centers + 4], dim=1)
         parts.append(stride * (corners + 0.1 * torch.randn(corners.shape)))
     return torch.cat(parts)[None]
+
+
+def _cpu_time(call: Callable[[], object]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def _timer(device: torch.device) -> Callable[[Callable[[], object]], float] | None:
