@@ -51,7 +51,7 @@ def compose_peaks(
         beaten = torch.zeros_like(own, dtype=torch.bool)
         for near, near_boxes, first in _neighbours(grids, level, tau):
             same = _iou(own_boxes, near_boxes) > iou_threshold  # (N, H, W)
-            beaten |= same[..., None] & (near >= own if first else near > own)
+            beaten = beaten | (same[..., None] & (near >= own if first else near > own))
         peaks.append(~beaten.flatten(1, 2))
     return torch.cat(peaks, dim=1)
 

@@ -184,7 +184,7 @@ class PeaksOfMaps(nn.Module):
 
     def forward(self, *maps: Tensor) -> Tensor:
         shapes = [(x.shape[2], x.shape[3]) for x in maps]
-        flat = torch.cat([x.flatten(2).mT for x in maps], dim=1)
+        flat = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         return ops.overlap_peaks(flat[..., 4:], flat[..., :4].double(), shapes)
 
 
