@@ -49,7 +49,7 @@ def run(arguments: list[str] | None = None) -> None:
     """The command; ``reported`` makes it return the exit status."""
     parser = argparse.ArgumentParser(
         description="Write the config of a trained detector without NMS: each prediction is "
-        "compared with its neighbours in space and scale, by which FCOS, ATSS and the like need "
+        "compared with its neighbours in space and scale, by which one-to-many detectors need "
         "no training, and, with --iterations, a selector is trained on top."
     )
     parser.add_argument(

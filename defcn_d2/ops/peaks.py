@@ -13,28 +13,25 @@ from torch import Tensor
 _OWN_OR_COARSER, _FINER = (-1, 0, 1), (-1, 0, 1, 2)
 
 
-def overlap_peaks_reference(
-    logits: Tensor,
-    boxes: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    iou_threshold: float = 0.6,
-    tau: int = 2,
+def overlap_with_better_reference(
+    logits: Tensor, boxes: Tensor, level_shapes: Sequence[tuple[int, int]], tau: int = 2
 ) -> Tensor:
-    """:func:`defcn_d2.ops.overlap_peaks` as shifts, comparisons and logical operations."""
+    """:func:`defcn_d2.ops.overlap_with_better` as shifts, comparisons and maxima."""
     sizes = [height * width for height, width in level_shapes]
     maps = list(zip(level_shapes, logits.split(sizes, dim=1), boxes.split(sizes, dim=1)))
     grids = [
         (z.unflatten(1, shape), b.unflatten(1, shape))  # (N, H, W, K) and (N, H, W, 4)
         for shape, z, b in maps
     ]
-    peaks = []
+    overlaps = []
     for level, (own, own_boxes) in enumerate(grids):
-        beaten = torch.zeros_like(own, dtype=torch.bool)
+        largest = torch.zeros_like(own)
         for near, near_boxes, first in _neighbours(grids, level, tau):
-            same = _iou(own_boxes, near_boxes) > iou_threshold  # (N, H, W)
-            beaten |= same[..., None] & (near >= own if first else near > own)
-        peaks.append(~beaten.flatten(1, 2))
-    return torch.cat(peaks, dim=1)
+            iou = _iou(own_boxes, near_boxes).to(own.dtype)[..., None]  # (N, H, W, 1)
+            better = near >= own if first else near > own
+            largest = torch.maximum(largest, iou * better)
+        overlaps.append(largest.flatten(1, 2))
+    return torch.cat(overlaps, dim=1)
 
 
 def _neighbours(

@@ -25,25 +25,19 @@ MATCHER = "MODEL.DEFCN.MATCHER.POTO."
 #: Keys by name of the variant; those that begin with "comparison" train nothing.
 VARIANTS: dict[str, list] = {
     "comparison": [],
-    "comparison, IoU 0.4": [HEAD + "IOU_THRESH", 0.4],
     "comparison, IoU 0.5": [HEAD + "IOU_THRESH", 0.5],
     "comparison, IoU 0.7": [HEAD + "IOU_THRESH", 0.7],
+    "comparison, IoU 0.8": [HEAD + "IOU_THRESH", 0.8],
     "comparison, own level": [HEAD + "TAU", 0],
     "comparison, window": [HEAD + "COMPARE", "window"],
-    "comparison, window, own level": [HEAD + "COMPARE", "window", HEAD + "TAU", 0],
     "selector": [],
-    "selector, IoU 0.4": [HEAD + "IOU_THRESH", 0.4],
-    "selector, IoU 0.5": [HEAD + "IOU_THRESH", 0.5],
-    "selector, IoU 0.7": [HEAD + "IOU_THRESH", 0.7],
     "selector, own level": [HEAD + "TAU", 0],
     "selector, window": [HEAD + "COMPARE", "window"],
-    "selector, window, own level": [HEAD + "COMPARE", "window", HEAD + "TAU", 0],
     "selector, no comparison": [HEAD + "COMPARE", "none"],
     "selector without convs": [HEAD + "SELECT_CONVS", 0],
     "selector, w 1.5": [HEAD + "PEAK_WEIGHT", 1.5],
-    "selector, w 6": [HEAD + "PEAK_WEIGHT", 6.0],
-    "selector, alpha 0.5": [MATCHER + "ALPHA", 0.5],
-    "selector, alpha 0.9": [MATCHER + "ALPHA", 0.9],
+    "selector, alpha 0.2": [MATCHER + "ALPHA", 0.2],
+    "selector, alpha 0.8": [MATCHER + "ALPHA", 0.8],
     "selector, whole box": [MATCHER + "RADIUS", 0.0],
 }
 FIGURES = ("AP", "AP50", "mMR", "JI", "recall", "duplicates_0.3")
@@ -100,7 +94,8 @@ def _figures(folder: Path, args: argparse.Namespace, console: str) -> dict[str, 
 
 def _scores(folder: Path, console: str) -> dict[str, float]:
     """AP and AP50 of both evaluations, from what the command has printed."""
-    scores, task = {}, ""
+    scores: dict[str, float] = {}
+    task, names = "", [""]
     for line in console.splitlines():
         _, found, text = line.partition("copypaste: ")
         if text.startswith("Task: "):
@@ -124,8 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
     weights = torch.load(args.base / "model_final.pth", weights_only=False)["model"]
-    own = ("head.select", "head.peak_weight")
-    base = {name: value for name, value in weights.items() if not name.startswith(own)}
+    base = {name: value for name, value in weights.items() if not name.startswith("head.select")}
     torch.save({"model": base}, args.output / "base.pth")
     print("| variant | " + " | ".join([*FIGURES, "AP with NMS", "AP50 with NMS"]) + " |")
     for name in args.only:

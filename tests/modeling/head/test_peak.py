@@ -56,6 +56,12 @@ def own_window() -> Tensor:
     return near & (level[:, None] == level[None])
 
 
+def selection(head: PeakHead, features: list[Tensor]) -> Tensor:
+    """(N, R, C): what the selector says of each location."""
+    maps = [head.select(head.select_subnet(head.towers([x])[1][0])) for x in features]
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+
+
 def test_the_base_is_the_dense_head() -> None:
     head = make_head()
     plain = DeFCNHead(**GIVEN)
@@ -73,11 +79,9 @@ def test_scores_of_a_window_on_the_own_level() -> None:
     sets = head(features, priors())
     base = sets["one_to_many"].scores()
     peaks = slow_peaks(sets["one_to_many"].cls_logits, own_window().expand(2, -1, -1))
-    select = torch.cat(
-        [head.select(head.select_subnet(head.towers([x])[1][0])).flatten(1) for x in features], 1
-    )  # (N, R)
+    b, w = selection(head, features).unbind(dim=2)
     sign = torch.where(peaks, 1.0, -1.0)
-    expected = base * (select[..., None] + head.peak_weight * sign).sigmoid()
+    expected = base * (b[..., None] + (3 + w[..., None]) * sign).sigmoid()
     torch.testing.assert_close(sets["main"].scores(), expected)
     assert 0.05 < peaks.float().mean() < 0.5  # both kinds occur
 
@@ -92,8 +96,23 @@ def test_only_overlapping_boxes_are_compared() -> None:
     assert not torch.equal(peaks, slow_peaks(base.cls_logits, own_window().expand(2, -1, -1)))
 
 
+def test_scores_by_the_overlap_with_a_better_neighbour() -> None:
+    head = make_head(tau=0, iou_thresh=0.5).eval()
+    features = make_features()
+    sets = head(features, priors())
+    base = sets["one_to_many"]
+    overlap = iou(base.boxes[:, :, None], base.boxes[:, None]) * own_window()  # (N, R, R)
+    better = base.cls_logits[:, None] > base.cls_logits[:, :, None]  # (N, R, R, K)
+    largest = (overlap[..., None] * better).amax(dim=2)  # (N, R, K)
+    b, w, t = (x[..., None] for x in selection(head, features).unbind(dim=2))
+    peak = 1 - 2 * ((largest - 0.5 - 0.3 * t) / 0.05).sigmoid()
+    torch.testing.assert_close(
+        sets["main"].scores(), base.scores() * (b + (3 + w) * peak).sigmoid()
+    )
+
+
 def test_at_the_start_a_peak_keeps_95_percent() -> None:
-    head = PeakHead(**GIVEN)
+    head = PeakHead(**GIVEN, compare="window")
     torch.nn.init.zeros_(head.select.weight)
     sets = head.eval()(make_features(), priors())
     shares = (sets["main"].scores() / sets["one_to_many"].scores()).unique()
@@ -108,8 +127,7 @@ def test_main_teaches_the_selector_alone() -> None:
     assert not main.boxes.requires_grad
     main.cls_logits.sum().backward()
     learned = {name for name, p in head.named_parameters() if p.grad is not None}
-    assert learned == {name for name, _ in head.named_parameters() if name.startswith(
-        ("select", "peak_weight"))}  # fmt: skip
+    assert learned == {name for name, _ in head.named_parameters() if name.startswith("select")}
 
 
 def test_one_to_many_does_not_teach_the_selector() -> None:
@@ -117,8 +135,7 @@ def test_one_to_many_does_not_teach_the_selector() -> None:
     base = head(make_features(), priors())["one_to_many"]
     (base.cls_logits.sum() + base.boxes.sum()).backward()
     left = {name for name, p in head.named_parameters() if p.grad is None}
-    assert left == {name for name, _ in head.named_parameters() if name.startswith(
-        ("select", "peak_weight"))}  # fmt: skip
+    assert left == {name for name, _ in head.named_parameters() if name.startswith("select")}
 
 
 def test_without_comparison_the_selector_decides() -> None:
