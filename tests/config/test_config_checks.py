@@ -51,6 +51,7 @@ CRITERIA = {
     "CLS_WEIGHT": FACTORS,
     "REG_WEIGHT": FACTORS,
     "L1_WEIGHT": FACTORS,
+    "BOX_WEIGHTS": ["scores"],
     "NORMALIZER": ["gt"],
     "SOFT_LABELS": ["yes"],
     "WEIGHTS": ["all"],
@@ -59,7 +60,7 @@ CRITERIA = {
 # Of each key of a component: values that break the rule of its argument.
 BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     "NECK": {},
-    "HEAD": {"DeFCNHead": {}},
+    "HEAD": {"DeFCNHead": {}, "GFLHead": {"REG_MAX": [0]}},
     "MATCHER": {
         "Anchor": {},
         "ATSS": {"TOPK": [0], "ANCHOR_SCALE": [0.0, math.inf]},
@@ -84,7 +85,11 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
         "POTO": {"ALPHA": SHARES, "RADIUS": FACTORS, "SOLVER": ["hungary"]},
         "POTOAux": {"ALPHA": SHARES, "TOPK": [0]},
     },
-    "CRITERION": {"DenseCriterion": CRITERIA, "AuxiliaryCriterion": CRITERIA},
+    "CRITERION": {
+        "DenseCriterion": CRITERIA,
+        "AuxiliaryCriterion": CRITERIA,
+        "GFLCriterion": {**CRITERIA, "DFL_WEIGHT": FACTORS},
+    },
     "LOSS": {
         "FocalLoss": {"ALPHA": SHARES, "GAMMA": FACTORS},
         "QualityFocalLoss": {"BETA": FACTORS},
@@ -322,6 +327,7 @@ def test_a_component_that_is_registered_after_the_config_was_made() -> None:
 CENTERNESS = {MATCHER + "NAME": "FCOS", DEFCN + "QUALITY_BRANCH": "centerness"}
 ONENET = {MATCHER + "NAME": "OneNet", CRITERION + "NORMALIZER": "gts"}
 RESNET = {"MODEL.BACKBONE.NAME": "build_defcn_resnet_fpn_backbone"}
+GFL = {DEFCN + "CRITERION.NAME": "GFLCriterion", DEFCN + "LOSS.NAME": "QualityFocalLoss"}
 MULTI_STEP = {"SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR"}
 CROP = {"INPUT.CROP.ENABLED": True}
 CONTRADICTIONS = [
@@ -390,6 +396,19 @@ CONTRADICTIONS = [
         {**CENTERNESS, DEFCN + "AUX.CRITERION.AuxiliaryCriterion.REG_WEIGHT": 1.0},
         "not POTOAux; set MODEL.DEFCN.AUX.MATCHER.NAME to one of",
     ),
+    ({DEFCN + "CRITERION.NAME": "GFLCriterion"}, "SOFT_LABELS is 'iou', but FocalLoss takes hard"),
+    (GFL, "but DeFCNHead gives none; set MODEL.DEFCN.HEAD.NAME to one of GFLHead, or DFL_WEIGHT"),
+    (
+        {
+            DEFCN + "AUX.CRITERION.NAME": "GFLCriterion",
+            DEFCN + "AUX.LOSS.NAME": "QualityFocalLoss",
+            DEFCN + "AUX.CRITERION.GFLCriterion.PREDICTIONS": "aux",
+            DEFCN + "AUX.HEAD.NAME": "DeFCNHead",
+            DEFCN + "HEAD.NAME": "GFLHead",
+        },
+        "but DeFCNHead gives none; set MODEL.DEFCN.AUX.HEAD.NAME to one of GFLHead",
+    ),
+    ({DEFCN + "HEAD.NAME": "GFLHead", DEFCN + "PRIORS": "anchors"}, "'GFLHead' works on points"),
     ({DEFCN + "TOPK_ONLY_TEST": True, DEFCN + "NMS_TYPE": "class_wise"}, "which knows no NMS"),
     ({"INPUT.MAX_SIZE_TEST": 32}, "INPUT.MAX_SIZE_TEST is 32, but must be at least"),
 ]

@@ -13,6 +13,8 @@ _TINY = [
     *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
     *("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.DEFCN.NUM_CONVS", 1),
     *("MODEL.DEFCN.NUM_CLASSES", NUM_CLASSES),
+    # scores whose sum, a divisor of losses, is more than 1 for each process
+    *("MODEL.DEFCN.PRIOR_PROB", 0.5),
 ]
 
 
