@@ -13,15 +13,13 @@ _TINY = [
     *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
     *("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.DEFCN.NUM_CONVS", 1),
     *("MODEL.DEFCN.NUM_CLASSES", NUM_CLASSES),
-    # scores whose sum, a divisor of losses, is more than 1 for each process
-    *("MODEL.DEFCN.PRIOR_PROB", 0.5),
 ]
 
 
-def make_model(name: str) -> nn.Module:
+def make_model(name: str, *opts: object) -> nn.Module:
     """Of a config of shapes, in training mode; every call gives the same weights."""
     torch.manual_seed(0)
-    model = build_model(make_cfg(f"shapes/{name}.yaml", *_TINY))
+    model = build_model(make_cfg(f"shapes/{name}.yaml", *_TINY, *opts))
     for module in model.head.modules():  # outputs that are not all alike
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.05)

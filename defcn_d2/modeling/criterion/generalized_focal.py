@@ -33,7 +33,8 @@ class GFLCriterion(DenseCriterion):
     ):
         """
         Args:
-            dfl_weight: factor of the distribution focal loss, the mean over the four sides.
+            dfl_weight: factor of the distribution focal loss, the mean over the four sides, which
+                has the factors ``box_weights``, too.
         """
         super().__init__(box_weights=box_weights, soft_labels=soft_labels, **arguments)
         check_argument("dfl_weight", dfl_weight, numbers("[0, inf)"))

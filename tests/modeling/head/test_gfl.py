@@ -57,8 +57,8 @@ def test_boxes_are_expectations(reg_max: int, memory_format: torch.memory_format
     head = make_head(reg_max=reg_max, quality_branch="filter").double()
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, mean=0.1, std=0.2)
-    for level, scale in enumerate(head.scales):
-        torch.nn.init.constant_(scale.scale, 1 + level / 2)
+    for level in range(3):
+        head.state_dict()[f"scales.{level}.scale"].fill_(1 + level / 2)
     features, priors = make_inputs()
     features = [x.double().contiguous(memory_format=memory_format) for x in features]
     predictions = head(features, priors)["main"]
@@ -80,7 +80,7 @@ def test_boxes_are_expectations(reg_max: int, memory_format: torch.memory_format
 def test_distributions_start_uniform() -> None:
     head = make_head()
     torch.nn.init.zeros_(head.bbox_pred.weight)
-    assert head.bbox_pred.bias.tolist() == [0] * 68
+    assert head.state_dict()["bbox_pred.bias"].tolist() == [0] * 68
     features, priors = make_inputs()
     reach = 8 * priors.strides[:, None]
     expected = torch.cat([priors.centers - reach, priors.centers + reach], dim=1)
