@@ -51,6 +51,8 @@ CRITERIA = {
     "CLS_WEIGHT": FACTORS,
     "REG_WEIGHT": FACTORS,
     "L1_WEIGHT": FACTORS,
+    "BOX_LOSS": ["iou"],
+    "BOX_WEIGHTS": ["centernes"],
     "NORMALIZER": ["gt"],
     "SOFT_LABELS": ["yes"],
     "WEIGHTS": ["all"],
@@ -59,7 +61,7 @@ CRITERIA = {
 # Of each key of a component: values that break the rule of its argument.
 BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     "NECK": {},
-    "HEAD": {"DeFCNHead": {}},
+    "HEAD": {"DeFCNHead": {}, "DualHead": {"ONE_TO_MANY_QUALITY": ["centernes"]}},
     "MATCHER": {
         "Anchor": {},
         "ATSS": {"TOPK": [0], "ANCHOR_SCALE": [0.0, math.inf]},
@@ -81,17 +83,30 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
             "FOCAL_ALPHA": SHARES,
             "FOCAL_GAMMA": FACTORS,
         },
+        "OneToFew": {
+            "ALPHA": SHARES,
+            "RADIUS": FACTORS,
+            "TOPK": [0],
+            "START": SHARES,
+            "END": SHARES,
+            "WEIGHT": FACTORS,
+        },
         "POTO": {"ALPHA": SHARES, "RADIUS": FACTORS, "SOLVER": ["hungary"]},
         "POTOAux": {"ALPHA": SHARES, "TOPK": [0]},
+        "TaskAligned": {"ALPHA": FACTORS, "BETA": FACTORS, "TOPK": [0], "KEEP": [-1]},
     },
     "CRITERION": {"DenseCriterion": CRITERIA, "AuxiliaryCriterion": CRITERIA},
     "LOSS": {
         "FocalLoss": {"ALPHA": SHARES, "GAMMA": FACTORS},
         "QualityFocalLoss": {"BETA": FACTORS},
+        "SoftCrossEntropy": {"BACKGROUND_WEIGHT": FACTORS, "GAMMA": FACTORS},
     },
 }
 # Keys of components that need no rule: every value of their type is one.
-ANY_VALUE = ("KEEP_UNREACHABLE", "FUSED", "PREDICTIONS")
+ANY_VALUE = (
+    *("KEEP_UNREACHABLE", "ENLARGE_TINY", "FUSED", "PREDICTIONS"),
+    *("OWN_TOWERS", "DETACH"),
+)
 COMPONENT_KEYS = {
     f"{DEFCN}{aux}{place}.{name}.{key}": values
     for aux in ("", "AUX.")
@@ -320,6 +335,12 @@ def test_a_component_that_is_registered_after_the_config_was_made() -> None:
 
 
 CENTERNESS = {MATCHER + "NAME": "FCOS", DEFCN + "QUALITY_BRANCH": "centerness"}
+AUX_CRITERION = DEFCN + "AUX.CRITERION.AuxiliaryCriterion."
+DUAL = {
+    DEFCN + "HEAD.NAME": "DualHead",
+    DEFCN + "HEAD.DualHead.ONE_TO_MANY_QUALITY": "centerness",
+    AUX_CRITERION + "PREDICTIONS": "one_to_many",
+}
 ONENET = {MATCHER + "NAME": "OneNet", CRITERION + "NORMALIZER": "gts"}
 RESNET = {"MODEL.BACKBONE.NAME": "build_defcn_resnet_fpn_backbone"}
 MULTI_STEP = {"SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR"}
@@ -390,6 +411,20 @@ CONTRADICTIONS = [
         {**CENTERNESS, DEFCN + "AUX.CRITERION.AuxiliaryCriterion.REG_WEIGHT": 1.0},
         "not POTOAux; set MODEL.DEFCN.AUX.MATCHER.NAME to one of",
     ),
+    (
+        {CRITERION + "BOX_WEIGHTS": "quality"},
+        "DenseCriterion.BOX_WEIGHTS 'quality' needs a matcher that gives a quality, not POTO",
+    ),
+    ({CRITERION + "NORMALIZER": "quality"}, "NORMALIZER 'quality' needs a matcher that gives"),
+    (
+        {DEFCN + "HEAD.NAME": "DualHead"},
+        "HEAD.NAME is 'DualHead', but no criterion takes its set 'one_to_many'; set MODEL.DEFCN",
+    ),
+    (
+        {**DUAL, AUX_CRITERION + "REG_WEIGHT": 1.0},
+        "MODEL.DEFCN.HEAD.DualHead.ONE_TO_MANY_QUALITY 'centerness' needs a matcher that gives a "
+        "quality, not POTOAux",
+    ),
     ({DEFCN + "TOPK_ONLY_TEST": True, DEFCN + "NMS_TYPE": "class_wise"}, "which knows no NMS"),
     ({"INPUT.MAX_SIZE_TEST": 32}, "INPUT.MAX_SIZE_TEST is 32, but must be at least"),
 ]
@@ -447,6 +482,9 @@ def test_keys_that_contradict_each_other_give_no_training(values: dict, sentence
         {AUX + "NAME": "", DEFCN + "AUX.ENABLED": False},
         {**CENTERNESS, AUX + "FCOS.SIZE_RANGES": [[0, 1]]},  # of no effect with POTOAux
         {AUX + "NAME": "FCOS", DEFCN + "AUX.HEAD.NAME": "DeFCNHead"},
+        {**DUAL, AUX + "NAME": "FCOS", AUX_CRITERION + "REG_WEIGHT": 1.0},
+        # centerness of the deployed predictor is no matter of the other's matcher
+        {**DUAL, **CENTERNESS, DEFCN + "HEAD.DualHead.ONE_TO_MANY_QUALITY": "none"},
         {DEFCN + "NUM_CONVS": 0},
         {DEFCN + "NORM": ""},
         {DEFCN + "PRIOR_PROB": 0.5, "MODEL.PIXEL_STD": [1, 1, 1]},
