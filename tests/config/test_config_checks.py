@@ -51,7 +51,8 @@ CRITERIA = {
     "CLS_WEIGHT": FACTORS,
     "REG_WEIGHT": FACTORS,
     "L1_WEIGHT": FACTORS,
-    "BOX_WEIGHTS": ["scores"],
+    "BOX_LOSS": ["iou"],
+    "BOX_WEIGHTS": ["centernes"],
     "NORMALIZER": ["gt"],
     "SOFT_LABELS": ["yes"],
     "WEIGHTS": ["all"],
@@ -60,7 +61,11 @@ CRITERIA = {
 # Of each key of a component: values that break the rule of its argument.
 BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     "NECK": {},
-    "HEAD": {"DeFCNHead": {}, "GFLHead": {"REG_MAX": [0]}},
+    "HEAD": {
+        "DeFCNHead": {},
+        "DualHead": {"ONE_TO_MANY_QUALITY": ["centernes"]},
+        "GFLHead": {"REG_MAX": [0]},
+    },
     "MATCHER": {
         "Anchor": {},
         "ATSS": {"TOPK": [0], "ANCHOR_SCALE": [0.0, math.inf]},
@@ -82,8 +87,17 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
             "FOCAL_ALPHA": SHARES,
             "FOCAL_GAMMA": FACTORS,
         },
+        "OneToFew": {
+            "ALPHA": SHARES,
+            "RADIUS": FACTORS,
+            "TOPK": [0],
+            "START": SHARES,
+            "END": SHARES,
+            "WEIGHT": FACTORS,
+        },
         "POTO": {"ALPHA": SHARES, "RADIUS": FACTORS, "SOLVER": ["hungary"]},
         "POTOAux": {"ALPHA": SHARES, "TOPK": [0]},
+        "TaskAligned": {"ALPHA": FACTORS, "BETA": FACTORS, "TOPK": [0], "KEEP": [-1]},
     },
     "CRITERION": {
         "DenseCriterion": CRITERIA,
@@ -93,10 +107,14 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     "LOSS": {
         "FocalLoss": {"ALPHA": SHARES, "GAMMA": FACTORS},
         "QualityFocalLoss": {"BETA": FACTORS},
+        "SoftCrossEntropy": {"BACKGROUND_WEIGHT": FACTORS, "GAMMA": FACTORS},
     },
 }
 # Keys of components that need no rule: every value of their type is one.
-ANY_VALUE = ("KEEP_UNREACHABLE", "FUSED", "PREDICTIONS")
+ANY_VALUE = (
+    *("KEEP_UNREACHABLE", "ENLARGE_TINY", "FUSED", "PREDICTIONS"),
+    *("OWN_TOWERS", "DETACH"),
+)
 COMPONENT_KEYS = {
     f"{DEFCN}{aux}{place}.{name}.{key}": values
     for aux in ("", "AUX.")
@@ -325,6 +343,12 @@ def test_a_component_that_is_registered_after_the_config_was_made() -> None:
 
 
 CENTERNESS = {MATCHER + "NAME": "FCOS", DEFCN + "QUALITY_BRANCH": "centerness"}
+AUX_CRITERION = DEFCN + "AUX.CRITERION.AuxiliaryCriterion."
+DUAL = {
+    DEFCN + "HEAD.NAME": "DualHead",
+    DEFCN + "HEAD.DualHead.ONE_TO_MANY_QUALITY": "centerness",
+    AUX_CRITERION + "PREDICTIONS": "one_to_many",
+}
 ONENET = {MATCHER + "NAME": "OneNet", CRITERION + "NORMALIZER": "gts"}
 RESNET = {"MODEL.BACKBONE.NAME": "build_defcn_resnet_fpn_backbone"}
 GFL = {DEFCN + "CRITERION.NAME": "GFLCriterion", DEFCN + "LOSS.NAME": "QualityFocalLoss"}
@@ -409,6 +433,20 @@ CONTRADICTIONS = [
         "but DeFCNHead gives none; set MODEL.DEFCN.AUX.HEAD.NAME to one of GFLHead",
     ),
     ({DEFCN + "HEAD.NAME": "GFLHead", DEFCN + "PRIORS": "anchors"}, "'GFLHead' works on points"),
+    (
+        {CRITERION + "BOX_WEIGHTS": "quality"},
+        "DenseCriterion.BOX_WEIGHTS 'quality' needs a matcher that gives a quality, not POTO",
+    ),
+    ({CRITERION + "NORMALIZER": "quality"}, "NORMALIZER 'quality' needs a matcher that gives"),
+    (
+        {DEFCN + "HEAD.NAME": "DualHead"},
+        "HEAD.NAME is 'DualHead', but no criterion takes its set 'one_to_many'; set MODEL.DEFCN",
+    ),
+    (
+        {**DUAL, AUX_CRITERION + "REG_WEIGHT": 1.0},
+        "MODEL.DEFCN.HEAD.DualHead.ONE_TO_MANY_QUALITY 'centerness' needs a matcher that gives a "
+        "quality, not POTOAux",
+    ),
     ({DEFCN + "TOPK_ONLY_TEST": True, DEFCN + "NMS_TYPE": "class_wise"}, "which knows no NMS"),
     ({"INPUT.MAX_SIZE_TEST": 32}, "INPUT.MAX_SIZE_TEST is 32, but must be at least"),
 ]
@@ -466,6 +504,9 @@ def test_keys_that_contradict_each_other_give_no_training(values: dict, sentence
         {AUX + "NAME": "", DEFCN + "AUX.ENABLED": False},
         {**CENTERNESS, AUX + "FCOS.SIZE_RANGES": [[0, 1]]},  # of no effect with POTOAux
         {AUX + "NAME": "FCOS", DEFCN + "AUX.HEAD.NAME": "DeFCNHead"},
+        {**DUAL, AUX + "NAME": "FCOS", AUX_CRITERION + "REG_WEIGHT": 1.0},
+        # centerness of the deployed predictor is no matter of the other's matcher
+        {**DUAL, **CENTERNESS, DEFCN + "HEAD.DualHead.ONE_TO_MANY_QUALITY": "none"},
         {DEFCN + "NUM_CONVS": 0},
         {DEFCN + "NORM": ""},
         {DEFCN + "PRIOR_PROB": 0.5, "MODEL.PIXEL_STD": [1, 1, 1]},

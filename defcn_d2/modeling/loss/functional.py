@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..box_ops import giou
+from ..box_ops import ciou, giou
 
 
 def focal_negative(logits: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -55,6 +55,11 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def giou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """1 - GIoU, element by element: (P, 4) and (P, 4) xyxy to (P,) in [0, 2]."""
     return 1 - giou(boxes, gt_boxes)
+
+
+def ciou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """1 - CIoU, element by element: (P, 4) and (P, 4) xyxy to (P,), non-negative."""
+    return 1 - ciou(boxes, gt_boxes)
 
 
 def l1_loss(boxes: Tensor, gt_boxes: Tensor, image_sizes: Tensor) -> Tensor:

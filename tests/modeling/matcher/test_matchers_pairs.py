@@ -79,6 +79,13 @@ def test_pairs_are_those_of_the_mask(case: Case, radius: float) -> None:
     assert listed(center_pairs(without_grid(case.priors), batch, radius)) == expected
     assert listed(padded(pairs, case.priors, batch, radius)) == expected
 
+    tiny = F.inside_center(case.priors, case.gt.gt_boxes.tensor, radius, enlarge_tiny=True)
+    for priors in (case.priors, without_grid(case.priors)):
+        enlarged = center_pairs(priors, [case.gt], radius, enlarge_tiny=True)
+        index = (enlarged.gt_idxs, enlarged.locations)
+        assert torch.stack(index).t().tolist() == tiny.nonzero().tolist()
+        assert torch.equal(enlarged.gt_boxes, case.gt.gt_boxes.tensor[enlarged.gt_idxs])
+
     boxes = torch.cat([gt.gt_boxes.tensor for gt in batch])
     assert torch.equal(pairs.gt_boxes, boxes[pairs.gt_idxs])
     classes = torch.cat([gt.gt_classes for gt in batch])
