@@ -20,7 +20,9 @@ class GFLCriterion(DenseCriterion):
     """The dense losses, and the distribution focal loss of the sides of boxes.
 
     By default the losses of boxes are weighted by the location's score, and class labels are the
-    IoUs of the predicted boxes, which the quality focal loss takes.
+    IoUs of the predicted boxes, which the quality focal loss takes. The head gives the logits of
+    distributions, (N, R, 4 * (n + 1)), as ``extra["box_logits"]``, which its class attribute
+    ``gives_box_logits`` says.
     """
 
     def __init__(
