@@ -25,6 +25,7 @@ class DualHead(DeFCNHead):
     """
 
     quality_branch_keys = {ONE_TO_MANY: "ONE_TO_MANY_QUALITY"}
+    training_only = (ONE_TO_MANY,)
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from helpers import make_cfg, make_priors, random_inputs
 from torch import Tensor, nn
 
+from defcn_d2.export.detector import DeployedDetector
 from defcn_d2.modeling.head.dense import DeFCNHead
 from defcn_d2.modeling.head.dual import DualHead
 from defcn_d2.structures import Predictions
@@ -132,6 +133,28 @@ def test_inference_does_not_run_the_second_predictor(config: str) -> None:
     model.train()
     with pytest.raises(AssertionError, match="not for inference"):
         model(random_inputs([(64, 64)], [1], num_classes=7))
+
+
+def test_an_export_has_no_second_predictor() -> None:
+    model = build_model(make_cfg("shapes/Dual-TAL.yaml", *SMALL)).eval()
+    nn.init.zeros_(model.head.cls_score.bias)  # scores above the threshold
+    deployed = DeployedDetector(model, topk=10)
+    assert not any("one_to_many" in name for name in deployed.state_dict())
+    image = 255 * torch.rand(3, 64, 64)
+    (found,) = model([{"image": image}])
+    torch.testing.assert_close(deployed(image[None])[1][0], found["instances"].scores[:10])
+    assert model.head.one_to_many is not None
+
+
+@pytest.mark.parametrize("own_towers", [True, False])
+def test_compiled_as_one_graph(own_towers: bool) -> None:
+    head = make_head(own_towers=own_towers, detach=True)
+    features, priors = inputs()
+    expected = head(features, priors)
+    found = torch.compile(head, backend="eager", fullgraph=True)(features, priors)
+    for name, predictions in expected.items():
+        torch.testing.assert_close(found[name].cls_logits, predictions.cls_logits)
+        torch.testing.assert_close(found[name].boxes, predictions.boxes)
 
 
 def refuse(*args: object) -> None:
