@@ -60,7 +60,17 @@ CRITERIA = {
 # Of each key of a component: values that break the rule of its argument.
 BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     "NECK": {},
-    "HEAD": {"DeFCNHead": {}, "GFLHead": {"REG_MAX": [0]}},
+    "HEAD": {
+        "DeFCNHead": {},
+        "GFLHead": {"REG_MAX": [0]},
+        "PeakHead": {
+            "COMPARE": ["overlaps"],
+            "IOU_THRESH": SHARES,
+            "TAU": [1, 4, -2],
+            "SELECT_CONVS": [-1],
+            "PEAK_WEIGHT": FACTORS,
+        },
+    },
     "MATCHER": {
         "Anchor": {},
         "ATSS": {"TOPK": [0], "ANCHOR_SCALE": [0.0, math.inf]},
@@ -96,7 +106,7 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     },
 }
 # Keys of components that need no rule: every value of their type is one.
-ANY_VALUE = ("KEEP_UNREACHABLE", "FUSED", "PREDICTIONS")
+ANY_VALUE = ("KEEP_UNREACHABLE", "FUSED", "PREDICTIONS", "SELECTOR")
 COMPONENT_KEYS = {
     f"{DEFCN}{aux}{place}.{name}.{key}": values
     for aux in ("", "AUX.")
@@ -107,6 +117,8 @@ COMPONENT_KEYS = {
 
 # Of each other key with a rule of its own: values that break it.
 BAD_VALUES = {
+    DEFCN + "FREEZE": [[1], [""]],
+    DEFCN + "FREEZE_EXCEPT": [[1], [""]],
     DEFCN + "PRIORS": ["point", ""],
     DEFCN + "SCORE_THRESH_TEST": [-0.1, 1.1],
     DEFCN + "TOPK_CANDIDATES_TEST": [0],

@@ -21,6 +21,7 @@ from ...structures import (
     Priors,
 )
 from ..box_ops import iou
+from ..head import HEAD_REGISTRY
 from ..loss.class_losses import CLASS_LOSS_REGISTRY, ClassLoss
 from ..loss.functional import giou_loss, l1_loss
 from ..matcher import MATCHER_REGISTRY, BatchMatcher, Matcher
@@ -313,7 +314,9 @@ class DenseCriterion(SummedCriterion):
             )
 
         # Centerness needs a source, and the GIoU loss that it weighs.
-        if cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness":
+        head = HEAD_REGISTRY.get(cfg.MODEL.DEFCN.HEAD.NAME)
+        has_centerness = own["predictions"] not in getattr(head, "without_centerness", ())
+        if cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness" and has_centerness:
             if own["reg_weight"] and not gives_quality:
                 yield (
                     "MODEL.DEFCN.QUALITY_BRANCH 'centerness' needs a matcher that gives a "

@@ -34,8 +34,9 @@ A registered class is an ``nn.Module`` with
 where features are (N, C, H_l, W_l) a level, finest first. Inference takes the set "main"; criteria
 take the one that their key ``PREDICTIONS`` names. The builder gives what all heads share:
 ``in_channels``, ``strides``, ``num_anchors`` (a location), ``box_coding`` and the keys of heads at
-``MODEL.DEFCN``; a head has its own keys at ``MODEL.DEFCN.HEAD.<Name>``. Most derive from the dense
-head and override one of its four steps.
+``MODEL.DEFCN``; a head has its own keys at ``MODEL.DEFCN.HEAD.<Name>``. A class attribute
+``without_centerness`` names the sets that have none, whatever ``QUALITY_BRANCH``. Most derive from
+the dense head and override one of its four steps.
 
     >>> from torch import nn
     >>> from defcn_d2.modeling.head import HEAD_REGISTRY
