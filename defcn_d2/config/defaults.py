@@ -127,6 +127,10 @@ def _add_inference_config(node: CN) -> None:
 
 
 def _add_training_config(cfg: CN) -> None:
+    # Parameters whose names begin so, as with "backbone" or "head.cls", stay as MODEL.WEIGHTS has
+    # them, their norms' statistics too; but not those that FREEZE_EXCEPT names.
+    cfg.MODEL.DEFCN.FREEZE = []
+    cfg.MODEL.DEFCN.FREEZE_EXCEPT = []
     # "SGD" (Detectron2's) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Of SOLVER.AMP.ENABLED: "float16", with a scaler (CUDA alone), or "bfloat16" (a CPU as well).

@@ -65,6 +65,13 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
         "DeFCNHead": {},
         "DualHead": {"ONE_TO_MANY_QUALITY": ["centernes"]},
         "GFLHead": {"REG_MAX": [0]},
+        "PeakHead": {
+            "COMPARE": ["overlaps"],
+            "IOU_THRESH": SHARES,
+            "TAU": [1, 4, -2],
+            "SELECT_CONVS": [-1],
+            "PEAK_WEIGHT": FACTORS,
+        },
     },
     "MATCHER": {
         "Anchor": {},
@@ -113,7 +120,7 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
 # Keys of components that need no rule: every value of their type is one.
 ANY_VALUE = (
     *("KEEP_UNREACHABLE", "ENLARGE_TINY", "FUSED", "PREDICTIONS"),
-    *("OWN_TOWERS", "DETACH"),
+    *("OWN_TOWERS", "DETACH", "SELECTOR"),
 )
 COMPONENT_KEYS = {
     f"{DEFCN}{aux}{place}.{name}.{key}": values
@@ -125,6 +132,8 @@ COMPONENT_KEYS = {
 
 # Of each other key with a rule of its own: values that break it.
 BAD_VALUES = {
+    DEFCN + "FREEZE": [[1], [""]],
+    DEFCN + "FREEZE_EXCEPT": [[1], [""]],
     DEFCN + "PRIORS": ["point", ""],
     DEFCN + "SCORE_THRESH_TEST": [-0.1, 1.1],
     DEFCN + "TOPK_CANDIDATES_TEST": [0],

@@ -21,6 +21,7 @@ from ...structures import (
     Priors,
 )
 from ..box_ops import centerness, iou
+from ..head import HEAD_REGISTRY
 from ..head.build import quality_branch_key
 from ..loss.class_losses import CLASS_LOSS_REGISTRY, ClassLoss
 from ..loss.functional import ciou_loss, giou_loss, l1_loss
@@ -333,7 +334,9 @@ class DenseCriterion(SummedCriterion):
 
         # Centerness needs a source, and the box loss that it weighs.
         branch = quality_branch_key(cfg, own["predictions"])
-        if value_of(cfg, branch) == "centerness":
+        head = HEAD_REGISTRY.get(cfg.MODEL.DEFCN.HEAD.NAME)
+        has_centerness = own["predictions"] not in getattr(head, "without_centerness", ())
+        if value_of(cfg, branch) == "centerness" and has_centerness:
             users += [branch] if own["reg_weight"] else []
             if is_main and not own["reg_weight"]:
                 yield (

@@ -35,9 +35,10 @@ where features are (N, C, H_l, W_l) a level, finest first. Inference takes the s
 take the one that their key ``PREDICTIONS`` names. The builder gives what all heads share:
 ``in_channels``, ``strides``, ``num_anchors`` (a location), ``box_coding`` and the keys of heads at
 ``MODEL.DEFCN``; a head has its own keys at ``MODEL.DEFCN.HEAD.<Name>``. Most derive from the dense
-head and override one of its four steps. Class attributes, both optional: ``training_only``, names
-of modules that an export leaves out, and ``quality_branch_keys``, which has the name of its own key
-for a set with another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH``.
+head and override one of its four steps. Class attributes, all optional: ``training_only``, names of
+modules that an export leaves out; ``quality_branch_keys``, which has the name of its own key for a
+set with another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH``; ``without_centerness``, names of
+the sets that have none, whatever the branch.
 
     >>> from torch import nn
     >>> from defcn_d2.modeling.head import HEAD_REGISTRY

@@ -36,6 +36,9 @@ class PeakHead(DeFCNHead):
     not learned by it.
     """
 
+    #: Sets of predictions whose quality is no centerness, whatever ``QUALITY_BRANCH``.
+    without_centerness = ("main",)
+
     def __init__(
         self,
         *,
