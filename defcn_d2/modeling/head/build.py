@@ -37,8 +37,8 @@ take the one that their key ``PREDICTIONS`` names. The builder gives what all he
 ``MODEL.DEFCN``; a head has its own keys at ``MODEL.DEFCN.HEAD.<Name>``. Most derive from the dense
 head and override one of its four steps. Class attributes, all optional: ``training_only``, names of
 modules that an export leaves out; ``quality_branch_keys``, which has the name of its own key for a
-set with another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH``; ``without_centerness``, names of
-the sets that have none, whatever the branch.
+set with another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH``; ``without_centerness``, names
+of the sets that have none, whatever the branch.
 
     >>> from torch import nn
     >>> from defcn_d2.modeling.head import HEAD_REGISTRY
