@@ -323,7 +323,7 @@ class DenseCriterion(SummedCriterion):
 
         # Centerness needs a source, and the box loss that it weighs.
         branch = quality_branch_key(cfg, own["predictions"])
-        if value_of(cfg, branch) == "centerness":
+        if branch and value_of(cfg, branch) == "centerness":
             users += [branch] if own["reg_weight"] else []
             if is_main and not own["reg_weight"]:
                 yield (
