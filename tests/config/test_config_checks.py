@@ -251,6 +251,7 @@ def test_the_argument_of_a_component_is_refused(key: str) -> None:
     for value in COMPONENT_KEYS[key]:
         cfg = changed(good, key, value)
         given = {"matcher": None, "class_loss": None}
+        given |= {"in_channels": 64, "strides": [8], "num_classes": 1}
         registry = REGISTRIES[node_name.rpartition(".")[2]]
         with pytest.raises(ConfigError) as caught:
             registry.build(value_of(cfg, node_name), node_name, **given)

@@ -36,8 +36,7 @@ class PeakHead(DeFCNHead):
     not learned by it.
     """
 
-    #: Sets of predictions whose quality is no centerness, whatever ``QUALITY_BRANCH``.
-    without_centerness = ("main",)
+    quality_branch_keys = {"main": ""}
 
     def __init__(
         self,
