@@ -6,12 +6,13 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from ..config.files import config_file
-from ..config.model_rules import check_model_config
 from ..utils.command_line import add_model_arguments, input_files, trained_config
 from ..utils.errors import UserError, as_user_error
 from ..utils.files import check_outputs, write_atomically
 from ..weights.convert import convert
+from .cpu import use_cpu
 from .reporting import reported
+from .trainer import Trainer
 
 # What is laid on top of the detector's config: without and with training.
 COMPARISON, SELECTOR = "nms_free/Comparison", "nms_free/Selector"
@@ -26,7 +27,7 @@ def nms_free_config(cfg: CfgNode, iterations: int = 0) -> CfgNode:
             each location is but compared with its neighbours.
 
     Raises:
-        ConfigError: of such a detector there is no form without NMS.
+        UserError: of such a detector there is no form without NMS.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -39,7 +40,7 @@ def nms_free_config(cfg: CfgNode, iterations: int = 0) -> CfgNode:
         solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, iterations // 10)
         solver.MAX_ITER = iterations
         cfg.TEST.EVAL_PERIOD = 0
-    check_model_config(cfg)
+    Trainer.build_model(use_cpu(cfg))  # finds what does not fit
     return cfg
 
 

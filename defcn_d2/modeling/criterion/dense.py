@@ -20,7 +20,7 @@ from ...structures import (
     Predictions,
     Priors,
 )
-from ..box_ops import iou
+from ..box_ops import box_area, iou
 from ..head import HEAD_REGISTRY
 from ..loss.class_losses import CLASS_LOSS_REGISTRY, ClassLoss
 from ..loss.functional import giou_loss, l1_loss
@@ -256,17 +256,20 @@ class DenseCriterion(SummedCriterion):
         return foreground.quality
 
     def _figures(self, foreground: Foreground, gt_instances: list[Instances]) -> dict[str, Tensor]:
-        """Means per image: foreground locations, and ground truths that none of them learns.
+        """Means per image: foreground locations, those of them whose predicted box has no area
+        (and no gradient), and ground truths that none learns.
 
         Computed on the device: nothing here waits for it.
         """
         images, number = len(gt_instances), sum(map(len, gt_instances))
         learned = torch.zeros(number, device=foreground.gt_idxs.device)  # (G,)
         learned.index_fill_(0, foreground.gt_idxs, 1)
+        empty = box_area(foreground.boxes) == 0  # (P,)
         return {
             f"num_foreground{self.suffix}": foreground.count.new_full(
                 (), len(foreground.gt_idxs) / images
             ),
+            f"num_empty_boxes{self.suffix}": empty.sum() / images,
             f"num_unmatched_gt{self.suffix}": (number - learned.sum()) / images,
         }
 
