@@ -38,8 +38,7 @@ class PeakHead(DeFCNHead):
     what follows from it is learned.
     """
 
-    #: Sets of predictions whose quality is no centerness, whatever ``QUALITY_BRANCH``.
-    without_centerness = ("main",)
+    quality_branch_keys = {"main": ""}
 
     def __init__(
         self,

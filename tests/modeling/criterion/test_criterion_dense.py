@@ -354,7 +354,10 @@ def test_auxiliary_loss_is_of_plain_logits_over_its_own_foreground() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"normalizer": "images"}, "normalizer 'images' is unknown; one of: foreground, gts$"),
+        (
+            {"normalizer": "images"},
+            "normalizer 'images' is unknown; one of: foreground, gts, quality$",
+        ),
         ({"soft_labels": "giou"}, "soft_labels 'giou' is unknown; one of: iou, none, quality"),
         ({"weights": "priors"}, r"weights 'priors' is .* \(did you mean 'prior'\?\)$"),
         ({"cls_weight": -1.0}, "cls_weight is -1.0, but must be at least 0"),
