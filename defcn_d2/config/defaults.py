@@ -47,6 +47,12 @@ def add_defcn_config(cfg: CN) -> None:
     # Its backend: "inductor" makes the code faster, "aot_eager" and "eager" look for errors.
     node.COMPILE.BACKEND = "inductor"
 
+    # The backbone of the package timm, by its name there: any that gives feature maps.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""
+    # Its norms of batches: "FrozenBN" stays as the weights have it; "BN", "SyncBN" are trained.
+    cfg.MODEL.TIMM.NORM = "FrozenBN"
+
     _add_head_config(node)
     _add_component_config(node)
     _add_inference_config(node)

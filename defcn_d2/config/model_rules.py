@@ -54,6 +54,7 @@ MODEL_RULES = {
     "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
     "MODEL.RESNETS.NORM": norm_name,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": whole_numbers("[1, inf)"),
+    "MODEL.TIMM.NORM": one_of("BN", "FrozenBN", "SyncBN"),
     "MODEL.BACKBONE.FREEZE_AT": whole_numbers("[0, inf)"),
     "INPUT.MIN_SIZE_TEST": whole_numbers("[0, inf)"),
     "INPUT.MAX_SIZE_TEST": whole_numbers("[1, inf)"),

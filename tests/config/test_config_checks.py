@@ -147,6 +147,7 @@ BAD_VALUES = {
     "MODEL.FPN.FUSE_TYPE": ["mean"],
     "MODEL.RESNETS.NORM": ["B"],
     "MODEL.RESNETS.STEM_OUT_CHANNELS": [0],
+    "MODEL.TIMM.NORM": ["GN", ""],
     "MODEL.BACKBONE.FREEZE_AT": [-1],
     "MODEL.EMA.DECAY": [1.0, -0.1],
     "MODEL.EMA.WARMUP": [-1],
