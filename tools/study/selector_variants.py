@@ -1,4 +1,4 @@
-"""What the parts of peak selection do: selectors of many kinds on one trained, frozen detector.
+"""The parts of peak selection: selectors of many kinds on one trained, frozen detector.
 
 Each variant is the config of ``tools/make_nms_free.py`` with a few keys changed, trained for a few
 hundred iterations. They share the detector, so that they compare much more finely than trainings.
