@@ -1,4 +1,4 @@
-// The arguments of overlap_peaks, checked; shared by CPU and CUDA.
+// The arguments of overlap_with_better, checked; shared by CPU and CUDA.
 #pragma once
 
 #include "pyramid.h"
@@ -17,11 +17,9 @@ struct Grids {
   int64_t reach;  // levels looked at on each side
 
   Grids(const Tensor& logits, const Tensor& given_boxes, const std::vector<int64_t>& heights,
-        const std::vector<int64_t>& widths, double iou_threshold, int64_t tau)
+        const std::vector<int64_t>& widths, int64_t tau)
       : boxes(given_boxes) {
     STD_TORCH_CHECK(tau == 0 || tau == 2, "tau must be 0 or 2, got ", tau);
-    STD_TORCH_CHECK(iou_threshold >= 0 && iou_threshold <= 1,
-                    "iou_threshold must be in [0, 1], got ", iou_threshold);
     STD_TORCH_CHECK(logits.dim() == 3, "logits must be (N, R, K), got ", logits.dim(),
                     " dimensions");
     batch = logits.size(0);
@@ -41,9 +39,9 @@ struct Grids {
       boxes = torch::stable::to(boxes, ScalarType::Float);
   }
 
-  Tensor new_peaks(const Tensor& logits) const {  // uninitialised
-    return torch::stable::empty(logits.sizes(), ScalarType::Bool, std::nullopt, logits.device(),
-                                std::nullopt, MemoryFormat::Contiguous);
+  Tensor new_overlaps(const Tensor& logits) const {  // uninitialised
+    return torch::stable::empty(logits.sizes(), logits.scalar_type(), std::nullopt,
+                                logits.device(), std::nullopt, MemoryFormat::Contiguous);
   }
 
   bool empty() const { return batch == 0 || cells == 0 || classes == 0; }

@@ -12,7 +12,7 @@ STABLE_TORCH_LIBRARY(defcn_d2, m) {
       "max_filter_3d_backward(Tensor[] grads, Tensor[] codes, int tau, int kernel_size) -> "
       "Tensor[]");
   m.def(
-      "overlap_peaks(Tensor logits, Tensor boxes, SymInt[] heights, SymInt[] widths, float "
-      "iou_threshold, int tau) -> Tensor");
+      "overlap_with_better(Tensor logits, Tensor boxes, SymInt[] heights, SymInt[] widths, int "
+      "tau) -> Tensor");
   m.def("cpu_capability() -> str");  // the instruction set the CPU kernels run with
 }

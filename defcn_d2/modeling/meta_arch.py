@@ -1,5 +1,6 @@
 """The detector: images to losses or detections."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .criterion import (
     mean_over_workers,
 )
 from .criterion.normalization import Normalizer
+from .freezing import freeze
 from .head import build_heads
 from .inference import find_candidates, find_topk, keep_best
 from .neck import build_neck
@@ -57,6 +59,8 @@ class DeFCN(nn.Module):
         max_detections: int = 100,
         channels_last: bool = False,
         compile_backend: str | None = None,
+        frozen: Sequence[str] = (),
+        not_frozen: Sequence[str] = (),
     ):
         """
         Args:
@@ -78,6 +82,7 @@ class DeFCN(nn.Module):
             max_detections: per image.
             channels_last: keep weights and feature maps in PyTorch's channels_last format.
             compile_backend: of ``torch.compile`` for backbone and head; None: not compiled.
+            frozen, not_frozen: see ``freeze``.
         """
         super().__init__()
         self.backbone = backbone
@@ -101,6 +106,7 @@ class DeFCN(nn.Module):
         self.predictions = predictions
         self.max_detections = max_detections
         self.channels_last = channels_last
+        self._frozen = freeze(self, frozen, not_frozen)
         self.to(memory_format=self.memory_format)  # feature maps follow the images and weights
         self.compilation: Compilation | None = None
         if compile_backend is not None:
@@ -145,6 +151,8 @@ class DeFCN(nn.Module):
             "predictions": node.PREDICTIONS_TEST,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "channels_last": node.CHANNELS_LAST,
+            "frozen": node.FREEZE,
+            "not_frozen": node.FREEZE_EXCEPT,
             "compile_backend": node.COMPILE.BACKEND if node.COMPILE.ENABLED else None,
         }
 
@@ -156,6 +164,13 @@ class DeFCN(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "DeFCN":
+        """As of every module, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """

@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .arguments import check_arguments, check_peak_arguments
+from .arguments import check_arguments, check_overlap_arguments
 from .library import load
-from .peaks import compose_peaks, overlap_peaks_reference
+from .peaks import compose_overlap, overlap_with_better_reference
 from .reference import compose, compose_plain, max_filter_3d_reference
 
 __all__ = [
     "is_compiled",
     "max_filter_3d",
     "max_filter_3d_reference",
-    "overlap_peaks",
-    "overlap_peaks_reference",
+    "overlap_with_better",
+    "overlap_with_better_reference",
     "report",
     "standard_operators",
 ]
@@ -76,19 +76,15 @@ def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) 
     return compose(levels, tau, kernel_size)
 
 
-def overlap_peaks(
-    logits: Tensor,
-    boxes: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    iou_threshold: float = 0.6,
-    tau: int = 2,
+def overlap_with_better(
+    logits: Tensor, boxes: Tensor, level_shapes: Sequence[tuple[int, int]], tau: int = 2
 ) -> Tensor:
-    """Which entries no neighbour beats whose box overlaps the location's own.
+    """The largest IoU of a location's box with that of a neighbour that scores higher.
 
-    A neighbour beats an entry if its logit of the same class is higher; an equal one if it comes
-    first. Neighbours are, on the own level, the other 8 cells of the 3 x 3 window; on the next
-    coarser level, the 3 x 3 window around the cell that covers this one; on the next finer level,
-    the 4 x 4 cells around the 2 x 2 that this one covers. There is no gradient.
+    A neighbour is better if its logit of the same class is higher; an equal one if it comes first.
+    Neighbours are, on the own level, the other 8 cells of the 3 x 3 window; on the next coarser
+    level, the 3 x 3 window around the cell that covers this one; on the next finer level, the
+    4 x 4 cells around the 2 x 2 that this one covers. There is no gradient.
 
     Args:
         logits: (N, R, K), finest level first, row-major within a level; float32, float64, float16
@@ -96,31 +92,29 @@ def overlap_peaks(
         boxes: (N, R, 4) xyxy, of any of these dtypes; float16 and bfloat16 are taken as float32.
         level_shapes: rows and columns of each level's grid; each has half the rows and columns of
             the one before, rounded up.
-        iou_threshold: boxes of a higher IoU are taken to be of one object; in [0, 1].
         tau: neighbouring levels that take part, 2 (one on each side) or 0.
 
     Returns:
-        (N, R, K) bool.
+        (N, R, K) in [0, 1], of the logits' dtype; 0 where no neighbour is better.
 
-    A NaN logit beats nothing, and nothing beats it; a box with a NaN overlaps none, nor does one
-    of infinite or no area.
+    The IoU is computed in the boxes' precision and rounded to that of the logits. A NaN logit is
+    no better than another, and none is better than it; a box with a NaN overlaps none, nor does
+    one of infinite or no area: there is no NaN in the result.
 
     Raises:
-        TypeError, ValueError: see :func:`defcn_d2.ops.arguments.check_peak_arguments`.
+        TypeError, ValueError: see :func:`defcn_d2.ops.arguments.check_overlap_arguments`.
     """
     if _standard.get() or torch.onnx.is_in_onnx_export():  # sizes may have no values
-        return compose_peaks(logits, boxes, level_shapes, iou_threshold, tau)
-    check_peak_arguments(logits, boxes, level_shapes, iou_threshold, tau)
+        return compose_overlap(logits, boxes, level_shapes, tau)
+    check_overlap_arguments(logits, boxes, level_shapes, tau)
     device_type = logits.device.type
     if _library.supports(device_type):
         heights, widths = zip(*level_shapes, strict=True) if level_shapes else ((), ())
         with torch.no_grad():
-            return torch.ops.defcn_d2.overlap_peaks(
-                logits, boxes, heights, widths, iou_threshold, tau
-            )
+            return torch.ops.defcn_d2.overlap_with_better(logits, boxes, heights, widths, tau)
     if not torch.compiler.is_compiling():
         _library.warn_once(device_type)
-    return compose_peaks(logits, boxes, level_shapes, iou_threshold, tau)
+    return compose_overlap(logits, boxes, level_shapes, tau)
 
 
 def is_compiled(device_type: str = "cpu") -> bool:

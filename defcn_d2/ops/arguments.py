@@ -51,31 +51,25 @@ def _check_level(index: int, level: Tensor, first: Tensor) -> None:
         )
 
 
-def check_peak_arguments(
-    logits: Tensor,
-    boxes: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    iou_threshold: float,
-    tau: int,
+def check_overlap_arguments(
+    logits: Tensor, boxes: Tensor, level_shapes: Sequence[tuple[int, int]], tau: int
 ) -> None:
-    """Raise one error that names the first thing wrong with the arguments of ``overlap_peaks``.
+    """Raise one error for the first thing wrong with the arguments of ``overlap_with_better``.
 
     Raises:
         TypeError: something that is not a tensor, a dtype that is not floating point.
-        ValueError: ``tau`` not 0 or 2, ``iou_threshold`` outside [0, 1], a tensor of another
-            shape, tensors on two devices, levels that do not have half the size of the one before
-            or not as many cells as there are logits.
+        ValueError: ``tau`` not 0 or 2, a tensor of another shape, tensors on two devices, levels
+            that do not have half the size of the one before or not as many cells as there are
+            logits.
     """
     if tau not in (0, 2):
         raise ValueError(f"tau must be 2 (one level on each side) or 0 (none), got {tau}")
-    if not 0 <= iou_threshold <= 1:
-        raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
     for name, tensor, shape in (("logits", logits, "(N, R, K)"), ("boxes", boxes, "(N, R, 4)")):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dim() != 3:
             raise ValueError(f"{name} must be {shape}, got shape {tuple(tensor.shape)}")
-        _check_dtype(name, tensor, "overlap_peaks")
+        _check_dtype(name, tensor, "overlap_with_better")
     if boxes.shape != (*logits.shape[:2], 4):
         raise ValueError(
             f"boxes must be (N, R, 4) with the N and R of logits, {tuple(logits.shape[:2])}, "

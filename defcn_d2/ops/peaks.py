@@ -8,36 +8,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import check_peak_arguments
+from .arguments import check_overlap_arguments
 
 # Neighbouring cells by level: offsets of rows and columns from the cell, or from the first cell of
 # the finer level that it covers, or from the cell of the coarser level that covers it.
 _OWN_OR_COARSER, _FINER = (-1, 0, 1), (-1, 0, 1, 2)
 
 
-def overlap_peaks_reference(
-    logits: Tensor,
-    boxes: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    iou_threshold: float = 0.6,
-    tau: int = 2,
+def overlap_with_better_reference(
+    logits: Tensor, boxes: Tensor, level_shapes: Sequence[tuple[int, int]], tau: int = 2
 ) -> Tensor:
-    """:func:`defcn_d2.ops.overlap_peaks` as shifts, comparisons and logical operations."""
-    check_peak_arguments(logits, boxes, level_shapes, iou_threshold, tau)
-    return compose_peaks(logits, boxes, level_shapes, iou_threshold, tau)
+    """:func:`defcn_d2.ops.overlap_with_better` as shifts, comparisons and maxima."""
+    check_overlap_arguments(logits, boxes, level_shapes, tau)
+    return compose_overlap(logits, boxes, level_shapes, tau)
 
 
 @torch.no_grad()
-def compose_peaks(
-    logits: Tensor,
-    boxes: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    iou_threshold: float,
-    tau: int,
+def compose_overlap(
+    logits: Tensor, boxes: Tensor, level_shapes: Sequence[tuple[int, int]], tau: int
 ) -> Tensor:
-    """:func:`overlap_peaks_reference` for arguments that have been checked."""
+    """:func:`overlap_with_better_reference` for arguments that have been checked."""
     if logits.shape[1] == 0:
-        return torch.ones_like(logits, dtype=torch.bool)
+        return torch.zeros_like(logits)
     if boxes.dtype in (torch.float16, torch.bfloat16):
         boxes = boxes.float()
     sizes = [height * width for height, width in level_shapes]
@@ -46,14 +38,15 @@ def compose_peaks(
         (z.unflatten(1, shape), b.unflatten(1, shape))  # (N, H, W, K) and (N, H, W, 4)
         for shape, z, b in maps
     ]
-    peaks = []
+    overlaps = []
     for level, (own, own_boxes) in enumerate(grids):
-        beaten = torch.zeros_like(own, dtype=torch.bool)
+        largest = torch.zeros_like(own)
         for near, near_boxes, first in _neighbours(grids, level, tau):
-            same = _iou(own_boxes, near_boxes) > iou_threshold  # (N, H, W)
-            beaten = beaten | (same[..., None] & (near >= own if first else near > own))
-        peaks.append(~beaten.flatten(1, 2))
-    return torch.cat(peaks, dim=1)
+            iou = _iou(own_boxes, near_boxes).to(own.dtype)[..., None]  # (N, H, W, 1)
+            better = near >= own if first else near > own
+            largest = torch.maximum(largest, iou * better)
+        overlaps.append(largest.flatten(1, 2))
+    return torch.cat(overlaps, dim=1)
 
 
 def _neighbours(

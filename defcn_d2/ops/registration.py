@@ -4,12 +4,12 @@
 ``max_filter_3d``            ``(Tensor[] levels, int tau, int kernel_size) -> Tensor[]``
 ``max_filter_3d_with_codes`` the same, and the winner of every output: ``(Tensor[], Tensor[])``
 ``max_filter_3d_backward``   ``(Tensor[] grads, Tensor[] codes, int tau, int kernel_size)``
-``overlap_peaks``            ``(Tensor logits, Tensor boxes, SymInt[] heights, SymInt[] widths,
-                             float iou_threshold, int tau) -> Tensor``
+``overlap_with_better``      ``(Tensor logits, Tensor boxes, SymInt[] heights, SymInt[] widths,
+                             int tau) -> Tensor``
 ===========================  ==========================================================
 
 ``max_filter_3d`` runs the second one where a gradient will be asked for, and only there: inference
-computes and keeps no codes. ``overlap_peaks`` has no gradient.
+computes and keeps no codes. ``overlap_with_better`` has no gradient.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ..utils.detectron2_compat import redispatched_below_autograd
-from .arguments import check_arguments, check_peak_arguments
-from .peaks import overlap_peaks_reference
+from .arguments import check_arguments, check_overlap_arguments
+from .peaks import overlap_with_better_reference
 from .reference import max_filter_3d_reference
 
 NAMESPACE = "defcn_d2"
@@ -34,10 +34,10 @@ def register_composition() -> torch.library.Library:
     library.define("max_filter_3d(Tensor[] levels, int tau, int kernel_size) -> Tensor[]")
     library.impl("max_filter_3d", max_filter_3d_reference, "CompositeImplicitAutograd")
     library.define(
-        "overlap_peaks(Tensor logits, Tensor boxes, SymInt[] heights, SymInt[] widths, "
-        "float iou_threshold, int tau) -> Tensor"
+        "overlap_with_better(Tensor logits, Tensor boxes, SymInt[] heights, SymInt[] widths, "
+        "int tau) -> Tensor"
     )
-    library.impl("overlap_peaks", _composed_peaks, "CompositeImplicitAutograd")
+    library.impl("overlap_with_better", _composed_overlap, "CompositeImplicitAutograd")
     return library
 
 
@@ -52,7 +52,7 @@ def register() -> torch.library.Library:
         ("max_filter_3d", _fake_forward),
         ("max_filter_3d_with_codes", _fake_forward_with_codes),
         ("max_filter_3d_backward", _fake_backward),
-        ("overlap_peaks", _fake_peaks),
+        ("overlap_with_better", _fake_overlap),
     ):
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
     torch.library.register_autograd(
@@ -68,16 +68,15 @@ def register() -> torch.library.Library:
     return library
 
 
-def _composed_peaks(
+def _composed_overlap(
     logits: Tensor,
     boxes: Tensor,
     heights: Sequence[int],
     widths: Sequence[int],
-    iou_threshold: float,
     tau: int,
 ) -> Tensor:
     shapes = list(zip(heights, widths, strict=True))
-    return overlap_peaks_reference(logits, boxes, shapes, iou_threshold, tau)
+    return overlap_with_better_reference(logits, boxes, shapes, tau)
 
 
 # ---- memory formats, as csrc/pyramid.h decides them ----------------------------------------------
@@ -139,17 +138,16 @@ def _fake_backward(
     return [torch.empty_like(grad, memory_format=memory_format) for grad in grads]
 
 
-def _fake_peaks(
+def _fake_overlap(
     logits: Tensor,
     boxes: Tensor,
     heights: Sequence[int],
     widths: Sequence[int],
-    iou_threshold: float,
     tau: int,
 ) -> Tensor:
     shapes = list(zip(heights, widths, strict=True))
-    check_peak_arguments(logits, boxes, shapes, iou_threshold, tau)
-    return logits.new_empty(logits.shape, dtype=torch.bool)
+    check_overlap_arguments(logits, boxes, shapes, tau)
+    return logits.new_empty(logits.shape)
 
 
 # ---- autograd ------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-// What the dispatchers (max_filter_3d.cpp, overlap_peaks.cpp) and the kernels share. Plain data only: the kernels are
-// compiled once for each instruction set, and a std template instantiated there could be linked
-// into code that runs on an older processor.
+// What the dispatchers (max_filter_3d.cpp, overlap_with_better.cpp) and the kernels share. Plain
+// data only: the kernels are compiled once for each instruction set, and a std template
+// instantiated there could be linked into code that runs on an older processor.
 #pragma once
 
 #include <cstdint>
@@ -88,11 +88,10 @@ struct Kernels {
   void (*forward)(const Problem<A>&, Planes<const A>, Planes<A>, void* scratch);
   void (*forward_codes)(const Problem<A>&, Planes<const A>, Planes<A>, CodePlanes, void* scratch);
   void (*backward)(const Problem<A>&, Planes<const A>, CodePlanes, Planes<A>, void* scratch);
-  // overlap_peaks, for boxes and for logits of this precision
-  void (*overlaps)(const BoxRun<A>& own, const BoxRun<A>& near, int64_t count, A threshold,
-                   uint8_t* overlaps);
-  void (*beat)(const LogitRun<A>& own, const LogitRun<A>& near, int64_t count, int64_t classes,
-               bool first, const uint8_t* overlaps, uint8_t* beaten, int64_t beaten_step);
+  // overlap_with_better, for boxes and for logits of this precision
+  void (*overlaps)(const BoxRun<A>& own, const BoxRun<A>& near, int64_t count, A* overlaps);
+  void (*raise)(const LogitRun<A>& own, const LogitRun<A>& near, int64_t count, int64_t classes,
+                bool first, const A* overlaps, A* largest, int64_t largest_step);
 };
 
 struct KernelSet {

@@ -1,21 +1,20 @@
-// Kernel of overlap_peaks: a block finds the peaks of kCells consecutive cells of an image.
+// Kernel of overlap_with_better: a block has kCells consecutive cells of an image.
 #pragma once
 
 #include "launch.h"
 
 namespace defcn_d2::cuda {
 
-struct PeakLevel {
+struct GridLevel {
   int32_t height, width, first;  // first cell among those of an image
 };
 
-struct PeakLaunch {
-  PeakLevel levels[kMaxLevels];
+struct OverlapLaunch {
+  GridLevel levels[kMaxLevels];
   const void* logits;
   const void* boxes;
-  bool* peaks;  // contiguous
+  void* overlaps;  // contiguous
   int64_t logit_strides[3], box_strides[3];
-  double threshold;
   int32_t classes;
   int32_t num_levels, reach;
   int32_t cells, blocks_per_image;
@@ -23,14 +22,15 @@ struct PeakLaunch {
 
 // Phases, with a barrier after each but the last:  clear | find | compare.
 template <typename T, typename C, typename A>
-struct PeakBlock {
+struct OverlapBlock {
   static constexpr int32_t kCells = 32, kThreads = 128;
   // Places to look at: 3 x 3 on the own level, 3 x 3 on the coarser one, 4 x 4 on the finer one.
   static constexpr int32_t kOwn = 9, kCoarser = 9, kPlaces = kOwn + kCoarser + 16;
 
   struct Shared {
     int32_t count[kCells];             // neighbours whose boxes overlap the cell's
-    int32_t near[kCells][kPlaces - 1];  // which; in no particular order
+    int32_t near[kCells][kPlaces - 1];  // which, in no particular order
+    C overlap[kCells][kPlaces - 1];     // how much
   };
 
   struct Box {
@@ -39,12 +39,12 @@ struct PeakBlock {
     DEFCN_D2_DEVICE A area() const { return (x2 - x1) * (y2 - y1); }
   };
 
-  const PeakLaunch& launch;
+  const OverlapLaunch& launch;
   const int64_t image;
   const int32_t first;  // cell
   Shared& shared;
 
-  DEFCN_D2_DEVICE PeakBlock(const PeakLaunch& of, int64_t block, Shared& memory)
+  DEFCN_D2_DEVICE OverlapBlock(const OverlapLaunch& of, int64_t block, Shared& memory)
       : launch(of),
         image(block / of.blocks_per_image),
         first(static_cast<int32_t>(block % of.blocks_per_image) * kCells),
@@ -65,26 +65,32 @@ struct PeakBlock {
     const Box own = box(cell);
     for (int32_t place = thread / kCells; place < kPlaces; place += kThreads / kCells) {
       const int32_t near = neighbour(level, row, column, place);
-      if (near < 0 || near == cell || !overlap(own, box(near))) continue;
-      shared.near[within][take(shared.count[within])] = near;
+      if (near < 0 || near == cell) continue;
+      const C overlap = static_cast<C>(iou(own, box(near)));
+      if (overlap == 0) continue;
+      const int32_t index = take(shared.count[within]);
+      shared.near[within][index] = near;
+      shared.overlap[within][index] = overlap;
     }
   }
 
   // The threads of a warp compare classes beside each other.
   DEFCN_D2_DEVICE void compare(int32_t thread) const {
     const int32_t entries = least(kCells, launch.cells - first) * launch.classes;
-    bool* out = launch.peaks + (image * launch.cells + first) * launch.classes;
+    T* out = static_cast<T*>(launch.overlaps) + (image * launch.cells + first) * launch.classes;
     for (int32_t entry = thread; entry < entries; entry += kThreads) {
       const int32_t within = entry / launch.classes, k = entry % launch.classes;
       const int32_t cell = first + within, count = shared.count[within];
       const C own = logit(cell, k);
-      bool beaten = false;
-      for (int32_t i = 0; i < count && !beaten; ++i) {
+      C largest = 0;
+      for (int32_t i = 0; i < count; ++i) {
+        const C overlap = shared.overlap[within][i];
+        if (overlap <= largest) continue;
         const int32_t near = shared.near[within][i];
         const C other = logit(near, k);
-        beaten = near < cell ? other >= own : other > own;  // of equal ones the first wins
+        if (near < cell ? other >= own : other > own) largest = overlap;  // equal: the first
       }
-      out[entry] = !beaten;
+      out[entry] = static_cast<T>(largest);
     }
   }
 
@@ -105,7 +111,7 @@ struct PeakBlock {
       column = 2 * column + (place - kOwn - kCoarser) % 4 - 1;
     }
     if (place >= kOwn && (launch.reach == 0 || level < 0 || level >= launch.num_levels)) return -1;
-    const PeakLevel& grid = launch.levels[level];
+    const GridLevel& grid = launch.levels[level];
     if (row < 0 || row >= grid.height || column < 0 || column >= grid.width) return -1;
     return grid.first + row * grid.width + column;
   }
@@ -125,12 +131,12 @@ struct PeakBlock {
   }
 
   // A NaN among the corners may be lost in the comparisons: it is in the area as well.
-  DEFCN_D2_DEVICE bool overlap(const Box& a, const Box& b) const {
+  DEFCN_D2_DEVICE A iou(const Box& a, const Box& b) const {
     const A width = (a.x2 < b.x2 ? a.x2 : b.x2) - (a.x1 > b.x1 ? a.x1 : b.x1);
     const A height = (a.y2 < b.y2 ? a.y2 : b.y2) - (a.y1 > b.y1 ? a.y1 : b.y1);
     const A inter = (width > 0 ? width : A(0)) * (height > 0 ? height : A(0));
     const A both = a.area() + b.area() - inter;
-    return both > 0 && inter / both > static_cast<A>(launch.threshold);
+    return both > 0 ? inter / both : A(0);
   }
 
   // Returns a counter and adds one to it.

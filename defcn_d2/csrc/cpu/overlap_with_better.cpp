@@ -1,7 +1,5 @@
-// The CPU implementation of overlap_peaks: spreads runs of cells over PyTorch's threads.
+// The CPU implementation of overlap_with_better: spreads runs of cells over PyTorch's threads.
 #include <torch/csrc/stable/library.h>
-
-#include <cstring>
 
 #include "../grids.h"
 #include "dispatch.h"
@@ -56,8 +54,7 @@ struct Image {
   const T* logits;
   int64_t step;    // from cell to cell
   const A* boxes;  // five planes
-  A threshold;
-  uint8_t* beaten;
+  T* largest;
 
   // `count` cells of a level from (row, column) on, and every step-th after it.
   struct Run {
@@ -81,13 +78,15 @@ struct Image {
     count = std::min(count, (level.width - near.column + near.step - 1) / near.step);
     if (count <= 0) return;
     const int64_t at = cell(own), near_at = cell(near);
-    uint8_t overlaps[kRun];
+    A computed[kRun];
     kernels_for<A>().overlaps({boxes + at, grids.cells, own.step},
-                              {boxes + near_at, grids.cells, near.step}, count, threshold,
-                              overlaps);
-    kernels_for<T>().beat({logits + at * step, own.step * step},
-                          {logits + near_at * step, near.step * step}, count, grids.classes, first,
-                          overlaps, beaten + at * grids.classes, own.step * grids.classes);
+                              {boxes + near_at, grids.cells, near.step}, count, computed);
+    T overlaps[kRun];
+    for (int64_t i = 0; i < count; ++i) overlaps[i] = static_cast<T>(computed[i]);
+    kernels_for<T>().raise({logits + at * step, own.step * step},
+                           {logits + near_at * step, near.step * step}, count, grids.classes,
+                           first, overlaps, largest + at * grids.classes,
+                           own.step * grids.classes);
   }
 
   void with_own_level(const Run& own, int64_t count) const {
@@ -124,23 +123,20 @@ struct Image {
     const int64_t within = place - level.first;
     const Run own = {index, within / level.width, within % level.width, 1};
     const int64_t count = std::min({limit, kRun, level.width - own.column});
-    uint8_t* out = beaten + place * grids.classes;
-    std::memset(out, 0, count * grids.classes);
+    std::fill_n(largest + place * grids.classes, count * grids.classes, T(0));
     with_own_level(own, count);
     if (grids.reach > 0 && index > 0) with_finer_level(own, count);
     if (grids.reach > 0 && index + 1 < grids.levels.size()) with_coarser_level(own, count);
-    for (int64_t i = 0; i < count * grids.classes; ++i) out[i] ^= 1;  // not beaten: a peak
     return count;
   }
 };
 
 template <typename T, typename A>
-void find_peaks(const Grids& grids, const Tensor& logits, double iou_threshold,
-                const Tensor& peaks) {
+void find_overlaps(const Grids& grids, const Tensor& logits, const Tensor& overlaps) {
   const Tensor planes = box_planes<A>(grids.boxes);
   const T* values = static_cast<const T*>(logits.data_ptr());
   const A* boxes = static_cast<const A*>(planes.data_ptr());
-  uint8_t* out = static_cast<uint8_t*>(peaks.data_ptr());
+  T* out = static_cast<T*>(overlaps.data_ptr());
   const int64_t by_image = logits.stride(0), by_cell = logits.stride(1), cells = grids.cells;
   torch::stable::parallel_for(
       0, grids.batch * cells, grain_for(grids.classes), [&](int64_t begin, int64_t end) {
@@ -150,36 +146,35 @@ void find_peaks(const Grids& grids, const Tensor& logits, double iou_threshold,
                                      values + index * by_image,
                                      by_cell,
                                      boxes + index * 5 * cells,
-                                     static_cast<A>(iou_threshold),
                                      out + index * cells * grids.classes};
           begin += image.run(place, std::min(end - begin, cells - place));
         }
       });
 }
 
-Tensor overlap_peaks(Tensor logits, Tensor boxes, std::vector<int64_t> heights,
-                     std::vector<int64_t> widths, double iou_threshold, int64_t tau) {
-  const Grids grids(logits, boxes, heights, widths, iou_threshold, tau);
-  Tensor peaks = grids.new_peaks(logits);
-  if (grids.empty()) return peaks;
+Tensor overlap_with_better(Tensor logits, Tensor boxes, std::vector<int64_t> heights,
+                           std::vector<int64_t> widths, int64_t tau) {
+  const Grids grids(logits, boxes, heights, widths, tau);
+  if (grids.empty()) return grids.new_overlaps(logits);
   const Tensor values = comparable(logits);
+  Tensor overlaps = grids.new_overlaps(values);
   const auto find = [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if (grids.boxes.scalar_type() == ScalarType::Double)
-      find_peaks<T, double>(grids, values, iou_threshold, peaks);
+      find_overlaps<T, double>(grids, values, overlaps);
     else
-      find_peaks<T, float>(grids, values, iou_threshold, peaks);
+      find_overlaps<T, float>(grids, values, overlaps);
   };
   if (values.scalar_type() == ScalarType::Double)
     find(static_cast<double*>(nullptr));
   else
     find(static_cast<float*>(nullptr));
-  return peaks;
+  return torch::stable::to(overlaps, logits.scalar_type());
 }
 
 }  // namespace
 }  // namespace defcn_d2::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(defcn_d2, CPU, m) {
-  m.impl("overlap_peaks", TORCH_BOX(&defcn_d2::cpu::overlap_peaks));
+  m.impl("overlap_with_better", TORCH_BOX(&defcn_d2::cpu::overlap_with_better));
 }
