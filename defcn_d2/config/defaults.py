@@ -109,6 +109,8 @@ def _add_component_config(node: CN) -> None:
 
 
 def _add_inference_config(node: CN) -> None:
+    # The head's set of predictions that detections come from; most heads have "main" alone.
+    node.PREDICTIONS_TEST = "main"
     # Candidates below this score are dropped before the boxes are decoded.
     node.SCORE_THRESH_TEST = 0.05
     # Candidates per level, at most (and at most as many as the level has locations).
@@ -125,6 +127,10 @@ def _add_inference_config(node: CN) -> None:
 
 
 def _add_training_config(cfg: CN) -> None:
+    # Parameters whose names begin so, as with "backbone" or "head.cls", stay as MODEL.WEIGHTS has
+    # them, their norms' statistics too; but not those that FREEZE_EXCEPT names.
+    cfg.MODEL.DEFCN.FREEZE = []
+    cfg.MODEL.DEFCN.FREEZE_EXCEPT = []
     # "SGD" (Detectron2's) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Of SOLVER.AMP.ENABLED: "float16", with a scaler (CUDA alone), or "bfloat16" (a CPU as well).

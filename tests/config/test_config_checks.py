@@ -63,7 +63,17 @@ CRITERIA = {
 # Of each key of a component: values that break the rule of its argument.
 BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     "NECK": {},
-    "HEAD": {"DeFCNHead": {}, "DualHead": {"ONE_TO_MANY_QUALITY": ["centernes"]}},
+    "HEAD": {
+        "DeFCNHead": {},
+        "DualHead": {"ONE_TO_MANY_QUALITY": ["centernes"]},
+        "PeakHead": {
+            "COMPARE": ["overlaps"],
+            "IOU_THRESH": SHARES,
+            "TAU": [1, 4, -2],
+            "SELECT_CONVS": [-1],
+            "PEAK_WEIGHT": FACTORS,
+        },
+    },
     "MATCHER": {
         "Anchor": {},
         "ATSS": {"TOPK": [0], "ANCHOR_SCALE": [0.0, math.inf]},
@@ -126,7 +136,7 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
 # Keys of components that need no rule: every value of their type is one.
 ANY_VALUE = (
     *("KEEP_UNREACHABLE", "ENLARGE_TINY", "FUSED", "PREDICTIONS"),
-    *("OWN_TOWERS", "DETACH"),
+    *("OWN_TOWERS", "DETACH", "SELECTOR"),
 )
 COMPONENT_KEYS = {
     f"{DEFCN}{aux}{place}.{name}.{key}": values
@@ -138,6 +148,8 @@ COMPONENT_KEYS = {
 
 # Of each other key with a rule of its own: values that break it.
 BAD_VALUES = {
+    DEFCN + "FREEZE": [[1], [""]],
+    DEFCN + "FREEZE_EXCEPT": [[1], [""]],
     DEFCN + "PRIORS": ["point", ""],
     DEFCN + "SCORE_THRESH_TEST": [-0.1, 1.1],
     DEFCN + "TOPK_CANDIDATES_TEST": [0],
@@ -255,6 +267,7 @@ def test_the_argument_of_a_component_is_refused(key: str) -> None:
     for value in COMPONENT_KEYS[key]:
         cfg = changed(good, key, value)
         given = {"matcher": None, "class_loss": None}
+        given |= {"in_channels": 64, "strides": [8], "num_classes": 1}
         registry = REGISTRIES[node_name.rpartition(".")[2]]
         with pytest.raises(ConfigError) as caught:
             registry.build(value_of(cfg, node_name), node_name, **given)

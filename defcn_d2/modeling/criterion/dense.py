@@ -20,7 +20,7 @@ from ...structures import (
     Predictions,
     Priors,
 )
-from ..box_ops import centerness, iou
+from ..box_ops import box_area, centerness, iou
 from ..head.build import quality_branch_key
 from ..loss.class_losses import CLASS_LOSS_REGISTRY, ClassLoss
 from ..loss.functional import ciou_loss, delta_loss, giou_loss, l1_loss
@@ -281,17 +281,20 @@ class DenseCriterion(SummedCriterion):
         return foreground.quality
 
     def _figures(self, foreground: Foreground, gt_instances: list[Instances]) -> dict[str, Tensor]:
-        """Means per image: foreground locations, and ground truths that none of them learns.
+        """Means per image: foreground locations, those of them whose predicted box has no area
+        (and no gradient), and ground truths that none learns.
 
         Computed on the device: nothing here waits for it.
         """
         images, number = len(gt_instances), sum(map(len, gt_instances))
         learned = torch.zeros(number, device=foreground.gt_idxs.device)  # (G,)
         learned.index_fill_(0, foreground.gt_idxs, 1)
+        empty = box_area(foreground.boxes) == 0  # (P,)
         return {
             f"num_foreground{self.suffix}": foreground.count.new_full(
                 (), len(foreground.gt_idxs) / images
             ),
+            f"num_empty_boxes{self.suffix}": empty.sum() / images,
             f"num_unmatched_gt{self.suffix}": (number - learned.sum()) / images,
         }
 
@@ -346,7 +349,7 @@ class DenseCriterion(SummedCriterion):
 
         # Centerness needs a source, and the box loss that it weighs.
         branch = quality_branch_key(cfg, own["predictions"])
-        if value_of(cfg, branch) == "centerness":
+        if branch and value_of(cfg, branch) == "centerness":
             users += [branch] if own["reg_weight"] else []
             if is_main and not own["reg_weight"]:
                 yield (

@@ -36,8 +36,8 @@ take the one that their key ``PREDICTIONS`` names. The builder gives what all he
 ``in_channels``, ``strides``, ``num_anchors`` (a location), ``box_coding`` and the keys of heads at
 ``MODEL.DEFCN``; a head has its own keys at ``MODEL.DEFCN.HEAD.<Name>``. Most derive from the dense
 head and override one of its four steps. Class attributes, both optional: ``training_only``, names
-of modules that an export leaves out, and ``quality_branch_keys``, which has the name of its own key
-for a set with another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH``.
+of modules that an export leaves out, and ``quality_branch_keys: dict[str, str]``, for each set with
+another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH`` the name of its own key, "" for none.
 
     >>> from torch import nn
     >>> from defcn_d2.modeling.head import HEAD_REGISTRY
@@ -55,11 +55,12 @@ for a set with another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH``.
 
 
 def quality_branch_key(cfg: CfgNode, predictions: str) -> str:
-    """The key whose value is the quality branch of a set of predictions of the main head."""
+    """The key of the quality branch of a set of predictions of the main head; "" for none."""
     name = cfg.MODEL.DEFCN.HEAD.NAME
     keys = getattr(HEAD_REGISTRY.get(name), "quality_branch_keys", {})
-    own = f"HEAD.{name}.{keys[predictions]}" if predictions in keys else "QUALITY_BRANCH"
-    return f"MODEL.DEFCN.{own}"
+    if predictions not in keys:
+        return "MODEL.DEFCN.QUALITY_BRANCH"
+    return keys[predictions] and f"MODEL.DEFCN.HEAD.{name}.{keys[predictions]}"
 
 
 def build_heads(cfg: CfgNode, in_channels: int, strides: list[int], num_anchors: int) -> list:
