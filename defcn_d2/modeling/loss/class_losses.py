@@ -73,10 +73,12 @@ def build_class_loss(node: CfgNode, key: str = "MODEL.DEFCN.LOSS", **given: Any)
 class FocalLoss:
     """The focal loss of every (location, class) entry (arXiv 1708.02002, eq. 5).
 
-    The few foreground entries are indices instead of a one-hot target of the logits' size.
+    The few foreground entries are indices instead of a one-hot target of the logits' size. Of a
+    soft label y the loss is y times that of foreground and 1 - y times that of background (arXiv
+    1912.05086, eq. 6).
     """
 
-    takes_targets = False
+    takes_targets = True
 
     def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0):
         """
@@ -101,6 +103,8 @@ class FocalLoss:
         positive = focal_positive(own, self.alpha, self.gamma)
         background = focal_negative(logits, self.alpha, self.gamma)  # (N, R, K)
         replaced = focal_negative(own, self.alpha, self.gamma)
+        if targets is not None:
+            positive = torch.lerp(replaced, positive, targets.to(own.dtype))
         return _total(background, positive, replaced, foreground, weights, valid)
 
 

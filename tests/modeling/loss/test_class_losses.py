@@ -96,6 +96,28 @@ def test_focal_loss_is_the_sum_of_its_terms(
         assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
+@given(SIZES, st.integers(0, 99), ALPHAS, EXPONENTS, st.booleans())
+def test_focal_loss_of_soft_labels(
+    sizes: tuple[int, int, int], seed: int, alpha: float, gamma: float, hard: bool
+) -> None:
+    """y al (1 - p)^g (-log p) + (1 - y) (1 - al) p^g (-log(1 - p)); of y = 1 the plain one."""
+    case = random_case(sizes, seed, "float")
+    targets = torch.ones_like(case.targets) if hard else case.targets
+    ours, literal = case.logits.clone().requires_grad_(), case.logits.clone().requires_grad_()
+    loss = FocalLoss(alpha=alpha, gamma=gamma)(ours, case.foreground, targets, valid=case.valid)
+    y, p = one_hot(case, targets), literal.sigmoid()
+    entries = -y * alpha * (1 - p) ** gamma * p.log()
+    entries = entries - (1 - y) * (1 - alpha) * p**gamma * (1 - p).log()
+    expected = (entries * case.valid[..., None]).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    if hard:
+        plain = FocalLoss(alpha=alpha, gamma=gamma)(ours, case.foreground, valid=case.valid)
+        torch.testing.assert_close(loss, plain, rtol=1e-12, atol=1e-12)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, literal.grad, rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
 def test_focal_loss_and_gradient_against_fvcore(gamma: float) -> None:
     case = random_case((2, 25, 7), 0)
