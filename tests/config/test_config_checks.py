@@ -84,10 +84,21 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
         "POTO": {"ALPHA": SHARES, "RADIUS": FACTORS, "SOLVER": ["hungary"]},
         "POTOAux": {"ALPHA": SHARES, "TOPK": [0]},
     },
-    "CRITERION": {"DenseCriterion": CRITERIA, "AuxiliaryCriterion": CRITERIA},
+    "CRITERION": {
+        "DenseCriterion": CRITERIA,
+        "AuxiliaryCriterion": CRITERIA,
+        "AutoAssign": {
+            "POS_WEIGHT": [0.0, *FACTORS],
+            "NEG_WEIGHT": [0.0, *FACTORS],
+            "NORM_WEIGHT": FACTORS,
+            "REG_WEIGHT": [0.0, *FACTORS],
+        },
+    },
     "LOSS": {
         "FocalLoss": {"ALPHA": SHARES, "GAMMA": FACTORS},
         "QualityFocalLoss": {"BETA": FACTORS},
+        "MatchabilityAwareLoss": {"GAMMA": [0.0, *FACTORS], "BACKGROUND_GAMMA": FACTORS},
+        "IoUAwareLoss": {"ALPHA": SHARES, "GAMMA": FACTORS, "LEAST": SHARES},
     },
 }
 # Keys of components that need no rule: every value of their type is one.
@@ -218,7 +229,7 @@ def test_the_argument_of_a_component_is_refused(key: str) -> None:
     good = changed(tiny_cfg(), f"{node_name}.NAME", name)
     for value in COMPONENT_KEYS[key]:
         cfg = changed(good, key, value)
-        given = {"matcher": None, "class_loss": None}
+        given = {"matcher": None, "class_loss": None, "num_classes": 3}
         registry = REGISTRIES[node_name.rpartition(".")[2]]
         with pytest.raises(ConfigError) as caught:
             registry.build(value_of(cfg, node_name), node_name, **given)

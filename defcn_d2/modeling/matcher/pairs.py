@@ -101,7 +101,9 @@ class AllPairs:
         return pairwise(function, self.gt_boxes, boxes)
 
 
-def center_pairs(priors: Priors, gt_instances: list[Instances], radius: float) -> Pairs:
+def center_pairs(
+    priors: Priors, gt_instances: list[Instances], radius: float, unlimited: bool = False
+) -> Pairs:
     """The pairs that ``functional.inside_center`` allows in each image of a batch.
 
     On a GPU with radius 0 the device is waited for, to learn how many cells the boxes hold.
@@ -109,6 +111,8 @@ def center_pairs(priors: Priors, gt_instances: list[Instances], radius: float) -
     Args:
         gt_instances: of each image; may be empty.
         radius: as in ``inside_center``.
+        unlimited: list the allowed pairs however many there are, and no others; a GPU is waited
+            for.
 
     Raises:
         TooManyPairs: the regions may hold more than ``MAX_PAIRS`` cells of the grids.
@@ -123,9 +127,9 @@ def center_pairs(priors: Priors, gt_instances: list[Instances], radius: float) -
         allowed = torch.ones_like(gt_idxs, dtype=torch.bool)
     else:
         gt_idxs, locations, allowed = _cells_in_regions(
-            priors, priors.level_shapes, gt_boxes, radius
+            priors, priors.level_shapes, gt_boxes, radius, math.inf if unlimited else MAX_PAIRS
         )
-        if allowed.device.type == "cpu":  # a GPU would have to be waited for
+        if unlimited or allowed.device.type == "cpu":  # a GPU would have to be waited for
             kept = allowed.nonzero().squeeze(1)
             gt_idxs, locations, allowed = gt_idxs[kept], locations[kept], allowed[kept]
     return Pairs(
@@ -141,12 +145,17 @@ def center_pairs(priors: Priors, gt_instances: list[Instances], radius: float) -
 
 
 def _cells_in_regions(
-    priors: Priors, level_shapes: list[tuple[int, int]], gt_boxes: Tensor, radius: float
+    priors: Priors,
+    level_shapes: list[tuple[int, int]],
+    gt_boxes: Tensor,
+    radius: float,
+    limit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ground truth, location and whether it is allowed, (P,) each, from the corners of the regions.
 
     Args:
         gt_boxes: (G, 4) xyxy.
+        limit: on the number of cells, above which ``TooManyPairs`` is raised.
     """
     # Columns, rows and first location of each level, (L, 3).
     device, strides = gt_boxes.device, priors.level_strides
@@ -165,7 +174,7 @@ def _cells_in_regions(
         last = (high / strides[:, None] - 0.5).ceil().minimum(shapes - 1).long().clamp(min=-1)
         sides = (last - first + 1).clamp(min=0)
         total = int(sides.prod(dim=2).sum())
-    if total > MAX_PAIRS:
+    if total > limit:
         raise TooManyPairs
 
     # One entry a cell: the region that it belongs to, of G * L, and where in that it stands.

@@ -63,6 +63,8 @@ CASES = [
     Case("OneNet", "unequal"),
     Case("OneNet", "micro batches"),
     Case("ForegroundLoss", "unequal"),
+    Case("AutoAssign", "unequal"),
+    Case("AutoAssign", "micro batches"),
 ]
 NOTHING = Case("POTO-3DMF-Aux", "equal", (0,) * len(COUNTS))
 
