@@ -196,7 +196,7 @@ def test_soft_labels_on_paper() -> None:
     logits, entry = torch.zeros(1, 1, 1, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.int64)
     for kind, overlap in ((MatchabilityAwareLoss, 0.64), (IoUAwareLoss, 0.0)):
         leaf = logits.clone().requires_grad_()
-        loss = kind()(leaf, entry, torch.tensor([overlap]).double())
+        loss = kind()(leaf, entry, torch.tensor([overlap], dtype=leaf.dtype))
         assert loss.item() == pytest.approx(math.log(2))  # whatever the label, and of weight 1
         loss.backward()
         label = 0.512 if overlap else 0.01  # 0.64^1.5, or the least
