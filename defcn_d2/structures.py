@@ -173,6 +173,8 @@ class Foreground:
         gt_classes: (P,) int64.
         quality, weights: (P,) of the assignments, or None.
         count: scalar float64, what the losses of this worker add to the normaliser.
+        box_weights: (P,) factors of the losses of boxes, or None for 1.
+        box_count: scalar, the count of these losses: the sum of their factors, if there are any.
     """
 
     images: Tensor
@@ -184,6 +186,8 @@ class Foreground:
     quality: Tensor | None
     weights: Tensor | None
     count: Tensor
+    box_weights: Tensor | None
+    box_count: Tensor
 
     @property
     def entries(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Convert weights of the original release to a file for any Detectron2 tool.
+"""Convert weights of the original release, or of an EfficientNet-Lite, for MODEL.WEIGHTS.
 
 python tools/convert_checkpoint.py IN OUT [--partial]
 """

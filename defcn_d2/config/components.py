@@ -1,8 +1,8 @@
 """Components that a config chooses by name: registries, config nodes, construction.
 
 One rule for keys: the node of a component carries its name and is made from its keyword arguments.
-``class OneToFew: def __init__(self, *, few: int = 7)`` in the registry of matchers has the key
-``MODEL.DEFCN.MATCHER.OneToFew.FEW`` from then on, and no key is declared twice.
+``class OneToAFew: def __init__(self, *, few: int = 7)`` in the registry of matchers has the key
+``MODEL.DEFCN.MATCHER.OneToAFew.FEW`` from then on, and no key is declared twice.
 """
 
 import importlib

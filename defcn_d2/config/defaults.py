@@ -47,6 +47,12 @@ def add_defcn_config(cfg: CN) -> None:
     # Its backend: "inductor" makes the code faster, "aot_eager" and "eager" look for errors.
     node.COMPILE.BACKEND = "inductor"
 
+    # The backbone of the package timm, by its name there: any that gives feature maps.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""
+    # Its norms of batches: "FrozenBN" stays as the weights have it; "BN", "SyncBN" are trained.
+    cfg.MODEL.TIMM.NORM = "FrozenBN"
+
     _add_head_config(node)
     _add_component_config(node)
     _add_inference_config(node)
@@ -110,6 +116,8 @@ def _add_component_config(node: CN) -> None:
 
 
 def _add_inference_config(node: CN) -> None:
+    # The head's set of predictions that detections come from; most heads have "main" alone.
+    node.PREDICTIONS_TEST = "main"
     # Candidates below this score are dropped before the boxes are decoded.
     node.SCORE_THRESH_TEST = 0.05
     # Candidates per level, at most (and at most as many as the level has locations).
@@ -126,6 +134,10 @@ def _add_inference_config(node: CN) -> None:
 
 
 def _add_training_config(cfg: CN) -> None:
+    # Parameters whose names begin so, as with "backbone" or "head.cls", stay as MODEL.WEIGHTS has
+    # them, their norms' statistics too; but not those that FREEZE_EXCEPT names.
+    cfg.MODEL.DEFCN.FREEZE = []
+    cfg.MODEL.DEFCN.FREEZE_EXCEPT = []
     # "SGD" (Detectron2's) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Of SOLVER.AMP.ENABLED: "float16", with a scaler (CUDA alone), or "bfloat16" (a CPU as well).

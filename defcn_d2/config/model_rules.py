@@ -33,8 +33,14 @@ def _device(key: str, value: object) -> str | None:
     return None
 
 
+def _text(key: str, value: object) -> str | None:
+    return None if isinstance(value, str) and value else f"{key} is {value!r}, but must be a name"
+
+
 #: Rules for keys that belong to no component, on which a model and inference with it depend.
 MODEL_RULES = {
+    "MODEL.DEFCN.FREEZE": list_of(_text, least=0),
+    "MODEL.DEFCN.FREEZE_EXCEPT": list_of(_text, least=0),
     "MODEL.DEFCN.PRIORS": one_of("points", "anchors"),
     "MODEL.DEFCN.SCORE_THRESH_TEST": numbers("[0, 1]"),
     "MODEL.DEFCN.TOPK_CANDIDATES_TEST": whole_numbers("[1, inf)"),
@@ -48,6 +54,7 @@ MODEL_RULES = {
     "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
     "MODEL.RESNETS.NORM": norm_name,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": whole_numbers("[1, inf)"),
+    "MODEL.TIMM.NORM": one_of("BN", "FrozenBN", "SyncBN"),
     "MODEL.BACKBONE.FREEZE_AT": whole_numbers("[0, inf)"),
     "INPUT.MIN_SIZE_TEST": whole_numbers("[0, inf)"),
     "INPUT.MAX_SIZE_TEST": whole_numbers("[1, inf)"),

@@ -1,11 +1,14 @@
 """Hooks beside Detectron2's own: training time, and the progress that criteria depend on."""
 
+import logging
 import time
 from typing import Any
 
 from detectron2.engine import HookBase
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingTime(HookBase):
@@ -42,6 +45,31 @@ class Progress(HookBase):
 
     def before_step(self) -> None:
         set_progress(self.trainer.model, self.trainer.iter / self.trainer.max_iter)
+
+
+class EmptyBoxes(HookBase):
+    """Says once that no box of the foreground has had a size for so many steps.
+
+    Distances at which ReLU is 0 have no gradient: such boxes never grow.
+    """
+
+    def __init__(self, steps: int = 50):
+        self.steps = steps
+        self._seen = 0
+
+    def after_step(self) -> None:
+        latest = self.trainer.storage.latest()
+        foreground, empty = (
+            latest.get(name, (0.0, 0))[0] for name in ("num_foreground", "num_empty_boxes")
+        )
+        self._seen = self._seen + 1 if foreground > 0 and empty == foreground else 0
+        if self._seen == self.steps:
+            logger.warning(
+                "no box of the foreground has had a size for %d steps, so boxes do not learn; set "
+                "MODEL.DEFCN.BOX_BIAS 4.0 (it counts at the start of a training), or lower "
+                "SOLVER.BASE_LR",
+                self.steps,
+            )
 
 
 def set_progress(model: nn.Module, progress: float) -> None:

@@ -38,7 +38,7 @@ from .data_loading import EvaluationLoader, TrainingLoader
 from .datasets import load_records
 from .ema import EMAUpdate, WeightsEMA
 from .evaluators import build_evaluator
-from .hooks import Progress, TrainingTime
+from .hooks import EmptyBoxes, Progress, TrainingTime
 from .mixed_precision import build_step_trainer
 from .nonfinite import NonFiniteLoss, write_dump
 from .optimizer import build_optimizer
@@ -164,6 +164,7 @@ class Trainer(DefaultTrainer):
         own: list[HookBase] = [
             StepSeeds(),
             Progress(),
+            EmptyBoxes(),
         ]  # first: what comes after saves and evaluates
         if self.ema is not None:
             own.append(EMAUpdate(self.ema))

@@ -44,6 +44,8 @@ class DeployedDetector(nn.Module):
         super().__init__()
         detector = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         detector.criteria, detector.aux_head = nn.ModuleList(), None
+        for name in getattr(detector.head, "training_only", ()):
+            setattr(detector.head, name, None)
         detector.to(memory_format=torch.contiguous_format)
         step = self.divisibility = max(detector.backbone.size_divisibility, 1)
         with torch.no_grad():  # the smallest image

@@ -41,7 +41,7 @@ def to_half(model: nn.Module) -> None:
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, (nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d, BatchNorm)):
+            if isinstance(child, (nn.GroupNorm, nn.LayerNorm)) or hasattr(child, "running_var"):
                 setattr(parent, name, InFloat32(child))
     model.half()
 

@@ -1,5 +1,6 @@
 """Pure functions on boxes and locations. Boxes are (..., 4) xyxy, in pixels."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -46,10 +47,57 @@ def giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return inter / union.clamp(min=EPS) - (hull - union) / hull.clamp(min=EPS)
 
 
+def ciou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Complete IoU, element by element (arXiv 1911.08287).
+
+    CIoU = IoU - d^2 / c^2 - a v  with the distance d of the centres, the diagonal c of the hull,
+    v = (2 / pi (atan(w1 / h1) - atan(w2 / h2)))^2  and  a = v / (1 - IoU + v), which is a constant
+    for the gradient. Divisors are at least eps, so that empty boxes have one, too.
+
+    Args:
+        boxes1, boxes2: (..., 4) xyxy that broadcast.
+
+    Returns:
+        (...,) at most 1.
+    """
+    overlap = iou(boxes1, boxes2)
+    left1, top1, right1, bottom1 = boxes1.unbind(dim=-1)
+    left2, top2, right2, bottom2 = boxes2.unbind(dim=-1)
+    width = torch.maximum(right1, right2) - torch.minimum(left1, left2)
+    height = torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2)
+    diagonal = (width.square() + height.square()).clamp(min=EPS)  # squared
+    distance = (  # between the centres, four times squared
+        (left1 + right1 - left2 - right2).square() + (top1 + bottom1 - top2 - bottom2).square()
+    )
+    angle1 = torch.atan((right1 - left1) / (bottom1 - top1).clamp(min=EPS))
+    angle2 = torch.atan((right2 - left2) / (bottom2 - top2).clamp(min=EPS))
+    shape = (2 / math.pi * (angle1 - angle2)).square()
+    with torch.no_grad():
+        factor = shape / (1 - overlap + shape).clamp(min=EPS)
+    return overlap - distance / (4 * diagonal) - factor * shape
+
+
 def iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """IoU, element by element: (..., 4) and (..., 4) that broadcast to (...,) in [0, 1]."""
     inter = _intersection(boxes1, boxes2)
     return inter / (box_area(boxes1) + box_area(boxes2) - inter).clamp(min=EPS)
+
+
+def centerness(centers: Tensor, boxes: Tensor) -> Tensor:
+    """Centerness of locations in boxes, element by element (arXiv 1904.01355, eq. 3).
+
+    sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)).
+
+    Args:
+        centers: (P, 2) xy of the locations.
+        boxes: (P, 4) xyxy.
+
+    Returns:
+        (P,) in [0, 1]; 0 for locations outside of their box.
+    """
+    low, high = centers - boxes[:, :2], boxes[:, 2:] - centers  # (P, 2): l, t and r, b
+    ratios = torch.minimum(low, high).clamp(min=0) / torch.maximum(low, high).clamp(min=EPS)
+    return ratios.prod(dim=1).sqrt()
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:

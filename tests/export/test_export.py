@@ -32,8 +32,10 @@ from defcn_d2.utils.errors import UserError
 
 TINY = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 64]
 TINY += ["MODEL.DEFCN.NUM_CONVS", 1]
-# 3DMF; plain; anchors; centerness with NMS; one class, whose smallest images have few candidates
+# 3DMF; plain; anchors; centerness with NMS; one class, whose smallest images have few candidates;
+# distributions
 CONFIGS = ["shapes/POTO-3DMF", "shapes/POTO", "shapes/Anchor", "shapes/FCOS", "shapes_crowd/POTO"]
+CONFIGS += ["shapes/POTO-GFL"]
 
 
 def random_model(config: str, *opts: object) -> nn.Module:
@@ -133,6 +135,8 @@ def metadata() -> dict[str, str]:
         ("shapes/POTO-3DMF", "onnx", False),
         ("shapes/POTO-3DMF", "exported", False),
         ("shapes/Anchor", "exported", False),
+        ("shapes/POTO-GFL", "onnx", False),
+        ("shapes/POTO-GFL", "exported", True),
         ("shapes_crowd/POTO", "exported", True),
     ],
 )

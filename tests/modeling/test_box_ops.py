@@ -1,6 +1,8 @@
 """Functions on boxes against loops over pairs of Python numbers."""
 
+import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +10,21 @@ from fvcore.nn import giou_loss as fvcore_giou_loss
 from helpers import random_boxes
 from hypothesis import given
 from hypothesis import strategies as st
+from slow_matching import centerness as slow_centerness
+from slow_matching import ciou as slow_ciou
 from torch import Tensor
+from torchvision.ops import complete_box_iou, complete_box_iou_loss
 
-from defcn_d2.modeling.box_ops import EPS, box_area, giou, iou, ltrb_to_boxes, pairwise_iou
+from defcn_d2.modeling.box_ops import (
+    EPS,
+    box_area,
+    centerness,
+    ciou,
+    giou,
+    iou,
+    ltrb_to_boxes,
+    pairwise_iou,
+)
 
 Box = Sequence[float]
 NUMBERS = st.floats(-300, 300, width=32)
@@ -58,6 +72,7 @@ def test_boxes_from_distances(points: list[tuple[float, float]], data: st.DataOb
 def test_overlaps_of_all_pairs(boxes1: Tensor, boxes2: Tensor) -> None:
     ious = pairwise_iou(boxes1, boxes2)
     gious = giou(boxes1[:, None], boxes2[None])
+    cious = ciou(boxes1[:, None], boxes2[None])
     assert box_area(boxes1).tolist() == [slow_area(box) for box in boxes1.tolist()]
     for i, a in enumerate(boxes1.tolist()):
         for j, b in enumerate(boxes2.tolist()):
@@ -65,8 +80,10 @@ def test_overlaps_of_all_pairs(boxes1: Tensor, boxes2: Tensor) -> None:
             assert ious[i, j].item() == pytest.approx(slow_iou, abs=1e-12)
             assert gious[i, j].item() == pytest.approx(slow_giou, abs=1e-12)
             assert iou(boxes1[i], boxes2[j]) == ious[i, j]
+            assert cious[i, j].item() == pytest.approx(slow_ciou(a, b), abs=1e-6)
     assert ((ious >= 0) & (ious <= 1 + 1e-12)).all()
     assert ((gious >= -1 - 1e-12) & (gious <= ious + 1e-12)).all()
+    assert ((cious >= -2) & (cious <= ious)).all()
 
 
 @given(boxes())
@@ -105,6 +122,37 @@ def test_gradient_of_giou() -> None:
     assert torch.autograd.gradcheck(giou, (a.requires_grad_(), b.requires_grad_()))
 
 
+def test_ciou_and_its_gradient_against_torchvision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (random_boxes(100, 200, 200, generator).double() for _ in range(2))
+    torch.testing.assert_close(ciou(a[:, None], b[None]), complete_box_iou(a, b), rtol=0, atol=1e-6)
+    ours, theirs = a.clone().requires_grad_(), a.clone().requires_grad_()
+    (1 - ciou(ours, b)).sum().backward()
+    complete_box_iou_loss(theirs, b, reduction="sum").backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_ciou_of_boxes_of_one_shape_and_of_one_centre() -> None:
+    a, b = torch.tensor([0.0, 0, 10, 10]), torch.tensor([5.0, 0, 15, 10])
+    assert ciou(a, b).item() == pytest.approx(1 / 3 - 25 / (15**2 + 10**2))
+    wide, high = torch.tensor([0.0, 4, 10, 6]), torch.tensor([4.0, 0, 6, 10])
+    v = 4 / math.pi**2 * (math.atan(5) - math.atan(0.2)) ** 2
+    overlap = 4 / 36
+    assert ciou(wide, high).item() == pytest.approx(overlap - v / (1 - overlap + v) * v)
+
+
+@given(POINTS, st.data())
+def test_centerness(points: list[tuple[float, float]], data: st.DataObject) -> None:
+    (box,) = data.draw(boxes(max_size=1)).tolist()
+    found = centerness(torch.tensor(points).double(), torch.tensor([box] * len(points)).double())
+    for (x, y), value in zip(points, found.tolist(), strict=True):
+        if box[0] < x < box[2] and box[1] < y < box[3]:
+            assert value == pytest.approx(slow_centerness(SimpleNamespace(x=x, y=y), box))
+        else:
+            assert value == 0
+
+
+@pytest.mark.parametrize("overlap_of", [giou, ciou])
 @pytest.mark.parametrize(
     "predicted",
     [
@@ -117,10 +165,10 @@ def test_gradient_of_giou() -> None:
 )
 @pytest.mark.parametrize("gt", [[0.0, 0, 10, 10], [5.0, 5, 5, 5]])
 def test_degenerate_boxes_have_finite_overlap_and_gradient(
-    predicted: list[float], gt: list[float]
+    overlap_of, predicted: list[float], gt: list[float]
 ) -> None:
     box = torch.tensor(predicted, requires_grad=True)
-    overlap = giou(box, torch.tensor(gt))
-    assert -1 <= overlap.item() <= 1
+    overlap = overlap_of(box, torch.tensor(gt))
+    assert -2 <= overlap.item() <= 1
     overlap.backward()
     assert box.grad.isfinite().all()

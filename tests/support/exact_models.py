@@ -16,10 +16,10 @@ _TINY = [
 ]
 
 
-def make_model(name: str) -> nn.Module:
+def make_model(name: str, *opts: object) -> nn.Module:
     """Of a config of shapes, in training mode; every call gives the same weights."""
     torch.manual_seed(0)
-    model = build_model(make_cfg(f"shapes/{name}.yaml", *_TINY))
+    model = build_model(make_cfg(f"shapes/{name}.yaml", *_TINY, *opts))
     for module in model.head.modules():  # outputs that are not all alike
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.05)

@@ -6,6 +6,7 @@ what is a tie on paper is a tie in the matcher, and a quotient is rounded once o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -108,6 +109,17 @@ def in_center_region(location: Location, box: Box, radius: float) -> bool:
     return strictly_inside(location, square) and strictly_inside(location, box)
 
 
+def tiny_enlarged(box: Box, strides: Sequence[float]) -> Box:
+    """STAL: each side below the finest stride is as long as the second, about the same centre."""
+    finest, second = strides[0], strides[min(1, len(strides) - 1)]
+    box = list(box)
+    for low, high in ((0, 2), (1, 3)):
+        if box[high] - box[low] < finest:
+            middle = (box[low] + box[high]) / 2
+            box[low], box[high] = middle - second / 2, middle + second / 2
+    return box
+
+
 def in_size_range(location: Location, box: Box, ranges: Sequence[Sequence[float]]) -> bool:
     low, high = ranges[location.level]
     return low <= max(ltrb(location, box)) <= high
@@ -134,6 +146,18 @@ def giou(a: Box, b: Box) -> float:
     hull = area((min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])))
     eps = float(np.finfo(np.float32).eps)
     return inter / max(union, eps) - (hull - union) / max(hull, eps)
+
+
+def ciou(a: Box, b: Box) -> float:
+    inter = intersection(a, b)
+    eps = float(np.finfo(np.float32).eps)
+    overlap = inter / max(area(a) + area(b) - inter, eps)
+    width, height = max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1])
+    dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+    angles = [math.atan((x[2] - x[0]) / max(x[3] - x[1], eps)) for x in (a, b)]
+    v = 4 / math.pi**2 * (angles[0] - angles[1]) ** 2
+    factor = v / max(1 - overlap + v, eps)
+    return overlap - (dx**2 + dy**2) / max(width**2 + height**2, eps) - factor * v
 
 
 def distance(location: Location, box: Box) -> float:

@@ -33,7 +33,7 @@ from demo_results import (  # noqa: E402
     write_json,
 )
 
-CONFIG = ROOT / "configs" / "shapes" / "POTO-3DMF-Aux.yaml"
+CONFIG = ROOT / "configs" / "shapes" / "Peak.yaml"
 # Evaluations on the way, for the curve, and checkpoints, for a killed run: every so many steps.
 EVAL_PERIOD = 300
 CHECKPOINT_PERIOD = 50
@@ -94,9 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(arguments)
     os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))  # read at the next import
+    from defcn_d2.engine.cpu import has_bfloat16
     from defcn_d2.engine.reporting import reported
 
-    return reported(make_demo)(args.config_file, args.output.resolve(), args.opts)
+    fast = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16"]
+    opts = [*(fast if has_bfloat16() else []), *args.opts]
+    return reported(make_demo)(args.config_file, args.output.resolve(), opts)
 
 
 def make_demo(config_file: str, output: Path, opts: list[str]) -> int:

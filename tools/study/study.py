@@ -1,7 +1,8 @@
 """The study of ``make study``: what each variant does, on data that everyone can draw.
 
 Trains every variant with the same network, batch and number of iterations from several seeds, and
-writes docs/study.md. Killed at any point and started again it goes on, run by run.
+writes docs/study.md, and docs/study.json with the figures of each run. Killed at any point and
+started again it goes on, run by run, on another machine too: by study.json.
 """
 
 import argparse
@@ -10,15 +11,17 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
+sys.path.insert(1, str(ROOT / "tools"))  # for the benchmarks' name of the processor
 
 from benchmarks.timing import cpu_name  # noqa: E402
 from demo_results import write_json  # noqa: E402
-from study_runs import NETWORKS, Run, Settings, Training, collect, plan, start  # noqa: E402
+from study_runs import NETWORKS, Run, Settings, Training, claim, collect, plan, start  # noqa: E402
 
 # Iterations and seeds of the two forms.
 FULL, QUICK = (500, 3), (150, 1)
@@ -48,6 +51,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="PART", help='such as "shapes" or "shapes/FCOS"'
+    )
+
+    parser.add_argument(
+        "--bccd", type=Path, metavar="DIR", help="photographs of blood cells, in COCO's format"
     )
 
     # Output.
@@ -86,7 +93,7 @@ def _with_defaults(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)} is too small; take 1 or more")
     try:
-        args.runs = plan(args.seeds, args.only)
+        args.runs = plan(args.seeds, args.only, str(args.bccd.resolve()) if args.bccd else "")
     except ValueError as error:
         parser.error(str(error))
     return args
@@ -97,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))  # read at the next import
     args = parse_arguments(arguments)
     settings = Settings(args.iterations, args.batch, args.network, tuple(args.opts))
+    take_up_figures(args, settings)
     failed = [] if args.report else train(args, settings)
     for run, reason in failed:
         print(f"error: {run.name} has failed: {reason}", file=sys.stderr)
@@ -117,7 +125,34 @@ def report(args: argparse.Namespace, settings: Settings) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    keep_figures(args, settings)
     return 0
+
+
+def keep_figures(args: argparse.Namespace, settings: Settings) -> None:
+    """Write study.json: the figures of all finished runs, with which a study goes on elsewhere."""
+    figures = {run.name: run.figures(args.output) for run in args.runs}
+    kept = {
+        "settings": asdict(settings),
+        "machine": json.loads((args.output / "machine.json").read_text()),
+        "figures": {name: values for name, values in figures.items() if values is not None},
+    }
+    write_json(args.docs / "study.json", kept)
+
+
+def take_up_figures(args: argparse.Namespace, settings: Settings) -> None:
+    """Put the figures of study.json into the output, if they are of the same settings."""
+    path = args.docs / "study.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"settings": None}
+    if kept["settings"] != json.loads(json.dumps(asdict(settings))):
+        return
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not (args.output / "machine.json").exists():
+        write_json(args.output / "machine.json", kept["machine"])
+    for run in args.runs:
+        if run.name in kept["figures"] and run.figures(args.output) is None:
+            claim(run, args.output, settings)
+            write_json(run.folder(args.output) / "figures.json", kept["figures"][run.name])
 
 
 def note_machine(args: argparse.Namespace) -> None:
@@ -141,8 +176,10 @@ def note_machine(args: argparse.Namespace) -> None:
     write_json(args.output / "machine.json", note)
 
 
-def annotations_of(data: str) -> Path:
+def annotations_of(data: str, images: str) -> Path:
     """The annotation file of the validation images; draws both sets where they are missing."""
+    if images:
+        return Path(images, "val.json")
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     import defcn_d2  # noqa: F401  registers the sets
@@ -159,7 +196,8 @@ def train(args: argparse.Namespace, settings: Settings) -> list[tuple[Run, str]]
     if waiting:
         note_machine(args)
     # drawn before the runs, which would draw them side by side
-    truth = {data: annotations_of(data) for data in dict.fromkeys(run.data for run in waiting)}
+    data = dict.fromkeys((run.data, run.images) for run in waiting)
+    truth = {name: annotations_of(name, images) for name, images in data}
     print(f"{len(args.runs)} runs, {len(args.runs) - len(waiting)} of them done", flush=True)
     busy: list[Training] = []
     failed: list[tuple[Run, str]] = []

@@ -19,14 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
     "shapes": (
         *("POTO", "POTO-argmax", "POTO-3DMF", "POTO-3DMF-Aux", "ForegroundLoss", "Anchor"),
-        *("Center", "FCOS", "ATSS", "OneNet"),
+        *("Center", "FCOS", "ATSS", "OneNet", "Peak"),
     ),
-    "shapes_crowd": ("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux"),
+    "shapes_crowd": ("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux", "Peak"),
+    "bccd": ("FCOS", "ATSS", "POTO", "POTO-3DMF-Aux", "Peak"),
 }
 
-# Config overrides by name of the network: the same for all variants.
+# Config overrides by name of the network: the same for all variants. bfloat16 makes a training
+# 1.7 times as fast on processors that have it.
 NETWORKS = {
-    "narrow": [],
+    "narrow": ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16"],
     "resnet50": [
         *("MODEL.BACKBONE.NAME", "build_defcn_resnet_fpn_backbone"),
         *("MODEL.RESNETS.STEM_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "256"),
@@ -47,13 +49,31 @@ class Settings:
     opts: tuple[str, ...] = ()
 
 
+def blood_cells(folder: str) -> list:
+    """Config overrides for photographs of blood cells on top of a config for ``shapes``."""
+    sets = (("TRAIN", "train.json"), ("VAL", "val.json"))
+    places = [
+        (f"DATASETS.REGISTER.{split}.{key}", f"{folder}/{name}")
+        for split, annotations in sets
+        for key, name in (("ANNOTATIONS", annotations), ("IMAGES", "images"))
+    ]
+    sizes = [("INPUT.MIN_SIZE_TRAIN", (240,)), ("INPUT.MAX_SIZE_TRAIN", 320)]
+    sizes += [("INPUT.MIN_SIZE_TEST", 240), ("INPUT.MAX_SIZE_TEST", 320)]
+    return [word for pair in (*places, *sizes) for word in pair]
+
+
 @dataclass(frozen=True)
 class Run:
-    """One training: a variant on a data set from one seed."""
+    """One training: a variant on a data set from one seed.
+
+    Attributes:
+        images: folder of the data where it is not built in.
+    """
 
     data: str
     variant: str
     seed: int
+    images: str = ""
 
     @property
     def name(self) -> str:
@@ -64,9 +84,12 @@ class Run:
 
     def command(self, output: Path, settings: Settings) -> list[str]:
         """``train_net.py`` with its arguments; it goes on with what a killed run has left."""
-        config = ROOT / "configs" / self.data / f"{self.variant}.yaml"
+        folder = "shapes" if self.images else self.data
+        config = ROOT / "configs" / folder / f"{self.variant}.yaml"
         overrides = [
-            *("SOLVER.MAX_ITER", settings.iterations, "SOLVER.IMS_PER_BATCH", settings.batch),
+            *(blood_cells(self.images) if self.images else ()),
+            *("SOLVER.MAX_ITER", settings.iterations),
+            *("SOLVER.IMS_PER_BATCH", settings.batch // (2 if self.images else 1)),
             *("SOLVER.CHECKPOINT_PERIOD", CHECKPOINT_PERIOD, "TEST.EVAL_PERIOD", 0),
             *("TEST.WITH_NMS", True, "SEED", self.seed),
             *NETWORKS[settings.network],
@@ -82,20 +105,22 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else None
 
 
-def plan(seeds: int, names: Sequence[str] = ()) -> list[Run]:
+def plan(seeds: int, names: Sequence[str] = (), bccd: str = "") -> list[Run]:
     """All runs, seed by seed, so that a study cut short has whole seeds.
 
     Args:
+        bccd: folder of the blood cells; without it they are no part of the study.
         names: parts of the study, such as "shapes" or "shapes/FCOS"; all of it without.
 
     Raises:
         ValueError: a name is of no part.
     """
     every = [
-        Run(data, variant, seed)
+        Run(data, variant, seed, bccd if data == "bccd" else "")
         for seed in range(seeds)
         for data, variants in VARIANTS.items()
         for variant in variants
+        if data != "bccd" or bccd
     ]
     known = {part for run in every for part in (run.data, f"{run.data}/{run.variant}")}
     for name in names:

@@ -1,6 +1,7 @@
 """Losses of detectors that assign at most one ground truth to each prior."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,17 +20,20 @@ from ...structures import (
     Predictions,
     Priors,
 )
-from ..box_ops import iou
+from ..box_ops import box_area, centerness, iou
+from ..head.build import quality_branch_key
 from ..loss.class_losses import CLASS_LOSS_REGISTRY, ClassLoss
-from ..loss.functional import giou_loss, l1_loss
+from ..loss.functional import ciou_loss, giou_loss, l1_loss
 from ..matcher import MATCHER_REGISTRY, BatchMatcher, Matcher
 from .build import CRITERION_REGISTRY
 from .normalization import SummedCriterion
 
+_BOX_LOSSES = {"giou": giou_loss, "ciou": ciou_loss}
+
 
 @CRITERION_REGISTRY.register(default=["CRITERION"])
 class DenseCriterion(SummedCriterion):
-    """Class loss of all priors, GIoU loss of the foreground (arXiv 2012.03544, section 3.1).
+    """Class loss of all priors, box loss of the foreground (arXiv 2012.03544, section 3.1).
 
     The matcher decides which prior is foreground. Where the predictions have centerness, the box
     loss is weighted by the assignment's quality, which the branch learns as well (arXiv
@@ -44,6 +48,8 @@ class DenseCriterion(SummedCriterion):
         cls_weight: float = 1.0,
         reg_weight: float = 2.0,
         l1_weight: float = 0.0,
+        box_loss: str = "giou",
+        box_weights: str = "none",
         normalizer: str = "foreground",
         soft_labels: str = "none",
         weights: str = "class",
@@ -55,10 +61,16 @@ class DenseCriterion(SummedCriterion):
         Args:
             matcher: called once an image.
             class_loss: see ``CLASS_LOSS_REGISTRY``.
-            cls_weight, reg_weight, l1_weight: factors of the losses of the classes, of the boxes'
-                GIoU and of their coordinates; a loss of weight 0 is left out.
-            normalizer: the losses are divided by the number of "foreground" locations, or of
-                ground truths, "gts"; the mean over the workers, at least 1.
+            cls_weight, reg_weight, l1_weight: factors of the losses of the classes, of the boxes
+                and of their coordinates; a loss of weight 0 is left out.
+            box_loss: "giou" or "ciou".
+            box_weights: factors of the box loss, which is divided by their sum: the assignment's
+                "quality", the "centerness" of the location in its ground truth, or the "score" of
+                the location's best class; "none": 1, but the quality where the predictions have
+                centerness.
+            normalizer: the other losses are divided by the number of "foreground" locations, or of
+                ground truths, "gts", or by the sum of the assignment's "quality"; the mean over
+                the workers, at least 1.
             soft_labels: class labels of the foreground: "none" (1), the assignment's "quality",
                 or the "iou" of the predicted box with its ground truth.
             weights: of the assignment are factors of the "class" entry of a foreground location
@@ -74,7 +86,9 @@ class DenseCriterion(SummedCriterion):
             ("l1_weight", l1_weight),
         ):
             check_argument(name, factor, numbers("[0, inf)"))
-        check_argument("normalizer", normalizer, one_of("foreground", "gts"))
+        check_argument("box_loss", box_loss, one_of(*_BOX_LOSSES))
+        check_argument("box_weights", box_weights, one_of("none", "quality", "centerness", "score"))
+        check_argument("normalizer", normalizer, one_of("foreground", "gts", "quality"))
         check_argument("soft_labels", soft_labels, one_of("none", "quality", "iou"))
         check_argument("weights", weights, one_of("class", "prior"))
         self.matcher = matcher
@@ -82,6 +96,8 @@ class DenseCriterion(SummedCriterion):
         self.cls_weight = cls_weight
         self.reg_weight = reg_weight
         self.l1_weight = l1_weight
+        self.box_loss = box_loss
+        self.box_weights = box_weights
         self.normalizer = normalizer
         self.soft_labels = soft_labels
         self.weights = weights
@@ -105,12 +121,14 @@ class DenseCriterion(SummedCriterion):
             ``loss_cls``, ``loss_box_reg``, ``loss_centerness`` and ``loss_box_l1`` (those that
             apply), in float32 or float64, and those of ``more_sums``. Without any ground truth
             they are finite, and connected to all predictions. Their count is the number that
-            ``normalizer`` names, except for the box loss weighted by centerness: the sum of the
-            targets (method section 6).
+            ``normalizer`` names, except for a box loss with weights: their sum (method section 6).
         """
         assignments = self.match(priors, predictions, gt_instances)
         gt_idxs = torch.stack([assignment.gt_idxs for assignment in assignments])  # (N, R)
         foreground = self._foreground(assignments, gt_idxs, predictions, gt_instances)
+        box_weights = self._box_weights(priors, predictions, foreground)
+        if box_weights is not None:
+            foreground = replace(foreground, box_weights=box_weights, box_count=box_weights.sum())
         sums = {}
         if self.cls_weight:
             sums["loss_cls"] = self._class_sum(predictions, assignments, gt_idxs, foreground)
@@ -147,13 +165,15 @@ class DenseCriterion(SummedCriterion):
     ) -> Foreground:
         images, locations = torch.nonzero(gt_idxs >= 0, as_tuple=True)  # (P,)
         of_batch = _offset_by_image(gt_idxs[images, locations], images, gt_instances)
-        number = len(of_batch) if self.normalizer == "foreground" else sum(map(len, gt_instances))
+        number = sum(map(len, gt_instances)) if self.normalizer == "gts" else len(of_batch)
+        # filled on the device: a copy from the host would wait for it
+        count = torch.full((), number, dtype=torch.float64, device=gt_idxs.device)
 
         def gathered(values: list[Tensor | None]) -> Tensor | None:
             found = [value for value in values if value is not None]
             return torch.stack(found)[images, locations] if len(found) == len(values) else None
 
-        return Foreground(
+        foreground = Foreground(
             images=images,
             locations=locations,
             gt_idxs=of_batch,
@@ -162,9 +182,14 @@ class DenseCriterion(SummedCriterion):
             gt_classes=torch.cat([gt.gt_classes for gt in gt_instances])[of_batch],
             quality=gathered([assignment.quality for assignment in assignments]),
             weights=gathered([assignment.weights for assignment in assignments]),
-            # filled on the device: a copy from the host would wait for it
-            count=torch.full((), number, dtype=torch.float64, device=gt_idxs.device),
+            count=count,
+            box_weights=None,
+            box_count=count,
         )
+        if self.normalizer != "quality":
+            return foreground
+        count = self._quality(foreground).sum(dtype=torch.float64)
+        return replace(foreground, count=count, box_count=count)
 
     def _class_sum(
         self,
@@ -199,28 +224,45 @@ class DenseCriterion(SummedCriterion):
         self, predictions: Predictions, foreground: Foreground, gt_instances: list[Instances]
     ) -> dict[str, LossSum]:
         boxes, gt_boxes, count = foreground.boxes, foreground.gt_boxes, foreground.count  # (P, 4)
-        weights = foreground.weights if self.weights == "prior" else None
-
-        def total(loss: Tensor) -> Tensor:
-            return (loss if weights is None else loss * weights).sum()
-
         sums = {}
         if self.l1_weight:
             image_sizes = gt_boxes.new_tensor([gt.image_size for gt in gt_instances])  # (N, 2)
-            loss = total(l1_loss(boxes, gt_boxes, image_sizes[foreground.images]))
+            loss = self._total(l1_loss(boxes, gt_boxes, image_sizes[foreground.images]), foreground)
             sums["loss_box_l1"] = LossSum(loss * self.l1_weight, count)
+        if self.reg_weight:
+            loss = _BOX_LOSSES[self.box_loss](boxes, gt_boxes)  # (P,)
+            sums["loss_box_reg"] = self.weighted_box_sum(loss, self.reg_weight, foreground)
         if self.reg_weight and predictions.centerness:
             assert predictions.quality_logits is not None
-            centerness = self._quality(foreground)
-            loss = total(giou_loss(boxes, gt_boxes) * centerness)
-            sums["loss_box_reg"] = LossSum(loss * self.reg_weight, centerness.sum())
             logits = predictions.quality_logits[foreground.images, foreground.locations].float()
-            loss = total(F.binary_cross_entropy_with_logits(logits, centerness, reduction="none"))
-            sums["loss_centerness"] = LossSum(loss, count)
-        elif self.reg_weight:
-            loss = total(giou_loss(boxes, gt_boxes))
-            sums["loss_box_reg"] = LossSum(loss * self.reg_weight, count)
+            target = self._quality(foreground)
+            loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            sums["loss_centerness"] = LossSum(self._total(loss, foreground), count)
         return sums
+
+    def weighted_box_sum(self, loss: Tensor, factor: float, foreground: Foreground) -> LossSum:
+        """The sum of a loss (P,) of boxes with its factor, and with ``foreground.box_weights``."""
+        if foreground.box_weights is not None:
+            loss = loss * foreground.box_weights
+        return LossSum(self._total(loss, foreground) * factor, foreground.box_count)
+
+    def _box_weights(
+        self, priors: Priors, predictions: Predictions, foreground: Foreground
+    ) -> Tensor | None:
+        """(P,) factors of the losses of boxes, or None for 1."""
+        if self.box_weights == "score":
+            own = predictions[foreground.images, foreground.locations]
+            return own.scores().detach().amax(dim=1)
+        if self.box_weights == "centerness":
+            return centerness(priors.centers[foreground.locations], foreground.gt_boxes)
+        if self.box_weights == "quality" or self.reg_weight and predictions.centerness:
+            return self._quality(foreground)
+        return None
+
+    def _total(self, loss: Tensor, foreground: Foreground) -> Tensor:
+        """The sum of a loss (P,), with the weights of whole priors as factors."""
+        weights = foreground.weights if self.weights == "prior" else None
+        return (loss if weights is None else loss * weights).sum()
 
     def _quality(self, foreground: Foreground) -> Tensor:
         """(P,) of the assignments, which a config without one does not get past the checks."""
@@ -232,17 +274,20 @@ class DenseCriterion(SummedCriterion):
         return foreground.quality
 
     def _figures(self, foreground: Foreground, gt_instances: list[Instances]) -> dict[str, Tensor]:
-        """Means per image: foreground locations, and ground truths that none of them learns.
+        """Means per image: foreground locations, those of them whose predicted box has no area
+        (and no gradient), and ground truths that none learns.
 
         Computed on the device: nothing here waits for it.
         """
         images, number = len(gt_instances), sum(map(len, gt_instances))
         learned = torch.zeros(number, device=foreground.gt_idxs.device)  # (G,)
         learned.index_fill_(0, foreground.gt_idxs, 1)
+        empty = box_area(foreground.boxes) == 0  # (P,)
         return {
             f"num_foreground{self.suffix}": foreground.count.new_full(
                 (), len(foreground.gt_idxs) / images
             ),
+            f"num_empty_boxes{self.suffix}": empty.sum() / images,
             f"num_unmatched_gt{self.suffix}": (number - learned.sum()) / images,
         }
 
@@ -283,25 +328,26 @@ class DenseCriterion(SummedCriterion):
             for other in MATCHER_REGISTRY.names()
             if getattr(MATCHER_REGISTRY.get(other), "gives_quality", False)
         ]
-        if own["soft_labels"] == "quality" and not gives_quality:
-            yield (
-                f"{name}.SOFT_LABELS 'quality' needs a matcher that gives a quality, not "
-                f"{node.MATCHER.NAME}; set {place}.MATCHER.NAME to one of {', '.join(givers)}"
-            )
+        users = [
+            f"{name}.{option.upper()}"
+            for option in ("soft_labels", "box_weights", "normalizer")
+            if own[option] == "quality"
+        ]
 
-        # Centerness needs a source, and the GIoU loss that it weighs.
-        if cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness":
-            if own["reg_weight"] and not gives_quality:
-                yield (
-                    "MODEL.DEFCN.QUALITY_BRANCH 'centerness' needs a matcher that gives a "
-                    f"quality, not {node.MATCHER.NAME}; set {place}.MATCHER.NAME to one of "
-                    f"{', '.join(givers)}"
-                )
+        # Centerness needs a source, and the box loss that it weighs.
+        branch = quality_branch_key(cfg, own["predictions"])
+        if branch and value_of(cfg, branch) == "centerness":
+            users += [branch] if own["reg_weight"] else []
             if is_main and not own["reg_weight"]:
                 yield (
-                    "MODEL.DEFCN.QUALITY_BRANCH 'centerness' is learned beside the GIoU loss, but "
+                    f"{branch} 'centerness' is learned beside the box loss, but "
                     f"{name}.REG_WEIGHT is 0; set it above 0, or the branch to 'none'"
                 )
+        for user in () if gives_quality else users:
+            yield (
+                f"{user} {value_of(cfg, user)!r} needs a matcher that gives a quality, not "
+                f"{node.MATCHER.NAME}; set {place}.MATCHER.NAME to one of {', '.join(givers)}"
+            )
 
 
 @CRITERION_REGISTRY.register(default=["AUX.CRITERION"])

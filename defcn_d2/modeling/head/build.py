@@ -35,7 +35,9 @@ where features are (N, C, H_l, W_l) a level, finest first. Inference takes the s
 take the one that their key ``PREDICTIONS`` names. The builder gives what all heads share:
 ``in_channels``, ``strides``, ``num_anchors`` (a location), ``box_coding`` and the keys of heads at
 ``MODEL.DEFCN``; a head has its own keys at ``MODEL.DEFCN.HEAD.<Name>``. Most derive from the dense
-head and override one of its four steps.
+head and override one of its four steps. Class attributes, both optional: ``training_only``, names
+of modules that an export leaves out, and ``quality_branch_keys: dict[str, str]``, for each set with
+another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH`` the name of its own key, "" for none.
 
     >>> from torch import nn
     >>> from defcn_d2.modeling.head import HEAD_REGISTRY
@@ -50,6 +52,15 @@ head and override one of its four steps.
     >>> HEAD_REGISTRY.keys_of("DroppedHead")
     {'dropout': 0.1}
 """
+
+
+def quality_branch_key(cfg: CfgNode, predictions: str) -> str:
+    """The key of the quality branch of a set of predictions of the main head; "" for none."""
+    name = cfg.MODEL.DEFCN.HEAD.NAME
+    keys = getattr(HEAD_REGISTRY.get(name), "quality_branch_keys", {})
+    if predictions not in keys:
+        return "MODEL.DEFCN.QUALITY_BRANCH"
+    return keys[predictions] and f"MODEL.DEFCN.HEAD.{name}.{keys[predictions]}"
 
 
 def build_heads(cfg: CfgNode, in_channels: int, strides: list[int], num_anchors: int) -> list:

@@ -137,7 +137,7 @@ class DeFCNHead(nn.Module):
             branch. Maps by other names become ``Predictions.extra``.
         """
         maps = {
-            "cls_logits": [self.cls_score(x) for x in cls_features],
+            "cls_logits": [self._cls_logits(x) for x in cls_features],
             "boxes": [self._box_deltas(x, level) for level, x in enumerate(box_features)],
         }
         if self.quality_branch in _PLAIN_BRANCHES:
@@ -168,6 +168,9 @@ class DeFCNHead(nn.Module):
         transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
         anchors = priors.boxes.repeat(boxes.shape[0], 1)  # (N * R, 4)
         return transform.apply_deltas(boxes.reshape(-1, 4), anchors).view_as(boxes)
+
+    def _cls_logits(self, features: Tensor) -> Tensor:
+        return self.cls_score(features)  # (N, A * K, H, W)
 
     def _filter_logits(self, box_features: list[Tensor]) -> list[Tensor]:
         return [self.filter(x) for x in self.max3d(box_features)]

@@ -152,6 +152,45 @@ class QualityFocalLoss:
         return logits.sigmoid() ** self.beta * F.softplus(logits)
 
 
+@CLASS_LOSS_REGISTRY.register()
+class SoftCrossEntropy:
+    """Binary cross-entropy with soft labels, and a focal factor for all other entries.
+
+    Foreground entries: BCE(p, y). Others: w p^gamma (-log(1 - p)). With the defaults this is plain
+    BCE, as task-aligned learning has it; one-to-few has the background of the focal loss.
+    """
+
+    takes_targets = True
+
+    def __init__(self, *, background_weight: float = 1.0, gamma: float = 0.0):
+        """
+        Args:
+            background_weight: factor w of background.
+            gamma: exponent by which background that is right already counts less.
+        """
+        check_argument("background_weight", background_weight, numbers("[0, inf)"))
+        check_argument("gamma", gamma, numbers("[0, inf)"))
+        self.background_weight = background_weight
+        self.gamma = gamma
+
+    def __call__(
+        self,
+        logits: Tensor,
+        foreground: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        own = logits[tuple(foreground)]  # (P,)
+        targets = torch.ones_like(own) if targets is None else targets.to(own.dtype)
+        positive = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
+        background, replaced = self._background(logits), self._background(own)
+        return foreground_corrected(background, positive, replaced, foreground, weights, valid)
+
+    def _background(self, logits: Tensor) -> Tensor:
+        return self.background_weight * focal_negative(logits, 0.0, self.gamma)
+
+
 def foreground_corrected(
     background: Tensor,
     positive: Tensor,

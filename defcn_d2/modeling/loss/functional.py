@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..box_ops import giou
+from ..box_ops import ciou, giou
 
 
 def focal_negative(logits: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -30,9 +30,36 @@ def focal_positive(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     return alpha * (-logits).sigmoid() ** gamma * F.softplus(-logits)
 
 
+def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Distribution focal loss of a number between two bins (arXiv 2006.04388, eq. 6).
+
+    -((i + 1 - y) log S_i + (y - i) log S_{i+1}),  i = floor(y), is least where these two bins share
+    all of the probability S and their expectation is the target y.
+
+    Args:
+        logits: (..., n + 1) float, of the bins 0 to n.
+        targets: (...,) float, taken to be within [0, n - 0.1].
+
+    Returns:
+        (...,) non-negative.
+    """
+    targets = targets.clamp(min=0, max=logits.shape[-1] - 1 - 0.1)
+    lower = targets.long().unsqueeze(-1)  # (..., 1)
+    upper_share = targets - targets.floor()
+    log_probability = logits.log_softmax(dim=-1)
+    at_lower = log_probability.gather(-1, lower).squeeze(-1)
+    at_upper = log_probability.gather(-1, lower + 1).squeeze(-1)
+    return -((1 - upper_share) * at_lower + upper_share * at_upper)
+
+
 def giou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """1 - GIoU, element by element: (P, 4) and (P, 4) xyxy to (P,) in [0, 2]."""
     return 1 - giou(boxes, gt_boxes)
+
+
+def ciou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """1 - CIoU, element by element: (P, 4) and (P, 4) xyxy to (P,), non-negative."""
+    return 1 - ciou(boxes, gt_boxes)
 
 
 def l1_loss(boxes: Tensor, gt_boxes: Tensor, image_sizes: Tensor) -> Tensor:

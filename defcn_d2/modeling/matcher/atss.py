@@ -22,16 +22,18 @@ class ATSS:
 
     gives_quality = True
 
-    def __init__(self, *, topk: int = 9, anchor_scale: float = 8.0):
+    def __init__(self, *, topk: int = 9, anchor_scale: float = 8.0, enlarge_tiny: bool = False):
         """
         Args:
             topk: candidates per level.
             anchor_scale: side of the square anchor at each location, in strides.
+            enlarge_tiny: in regions, sides below the finest stride count as the second (STAL).
         """
         check_argument("topk", topk, whole_numbers("[1, inf)"))
         check_argument("anchor_scale", anchor_scale, numbers("(0, inf)"))
         self.topk = topk
         self.anchor_scale = anchor_scale
+        self.enlarge_tiny = enlarge_tiny
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor
@@ -40,6 +42,6 @@ class ATSS:
         iou = pairwise_iou(gt_boxes, anchors)  # (M, R)
         candidates = F.topk_per_level(nearness(priors, gt_boxes), self.topk, priors.level_sizes)
         foreground = candidates & F.above_mean_std(iou, candidates)
-        foreground &= F.inside_box(priors, gt_boxes)
+        foreground &= F.inside_box(priors, gt_boxes, self.enlarge_tiny)
         gt_idxs = F.best_gt(iou, foreground)
         return Assignment(gt_idxs, quality=F.centerness(priors, gt_boxes, gt_idxs))

@@ -35,6 +35,7 @@ class ForegroundLoss(BatchMatcher):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         keep_unreachable: bool = False,
+        enlarge_tiny: bool = False,
     ):
         """
         Args:
@@ -43,6 +44,7 @@ class ForegroundLoss(BatchMatcher):
             focal_alpha, focal_gamma: of the focal loss in the cost.
             keep_unreachable: a ground truth whose region holds no location takes an arbitrary
                 other one, as in the original release; by default it stays unmatched.
+            enlarge_tiny: in regions, sides below the finest stride count as the second (STAL).
         """
         check_argument("radius", radius, numbers("[0, inf)"))
         check_argument("giou_weight", giou_weight, numbers("[0, inf)"))
@@ -53,6 +55,7 @@ class ForegroundLoss(BatchMatcher):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.keep_unreachable = keep_unreachable
+        self.enlarge_tiny = enlarge_tiny
 
     @classmethod
     def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:
@@ -65,7 +68,9 @@ class ForegroundLoss(BatchMatcher):
             return [
                 self._match_dense(priors, predictions[i], gt) for i, gt in enumerate(gt_instances)
             ]
-        pairs, score = scored_pairs(priors, predictions, gt_instances, self.radius, self._score)
+        pairs, score = scored_pairs(
+            priors, predictions, gt_instances, self.radius, self._score, self.enlarge_tiny
+        )
         return hungarian_pairs(pairs, score, NOT_ALLOWED)
 
     def _score(self, predictions: Predictions, pairs: Pairs | AllPairs) -> Tensor:
@@ -74,6 +79,6 @@ class ForegroundLoss(BatchMatcher):
         return -(cost + self.giou_weight * (1 - pairs.overlap(giou, predictions.boxes.float())))
 
     def _match_dense(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
-        allowed = F.inside_center(priors, gt.gt_boxes.tensor, self.radius)
+        allowed = F.inside_center(priors, gt.gt_boxes.tensor, self.radius, self.enlarge_tiny)
         score = self._score(predictions, AllPairs.of(gt))
         return Assignment(F.hungarian_dense(score, allowed, NOT_ALLOWED))

@@ -12,33 +12,36 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ...structures import BACKGROUND, Priors
-from ..box_ops import EPS
+from .. import box_ops
 from .solvers import solve
 
 
-def inside_box(priors: Priors, gt_boxes: Tensor) -> Tensor:
+def inside_box(priors: Priors, gt_boxes: Tensor, enlarge_tiny: bool = False) -> Tensor:
     """Pairs whose location lies strictly inside the box.
 
     Args:
         gt_boxes: (M, 4) xyxy.
+        enlarge_tiny: see ``center_region``.
 
     Returns:
         (M, R) bool.
     """
-    return inside_center(priors, gt_boxes, radius=0)
+    return inside_center(priors, gt_boxes, 0, enlarge_tiny)
 
 
-def inside_center(priors: Priors, gt_boxes: Tensor, radius: float) -> Tensor:
+def inside_center(
+    priors: Priors, gt_boxes: Tensor, radius: float, enlarge_tiny: bool = False
+) -> Tensor:
     """Pairs whose location lies strictly inside the central region of the box.
 
     Args:
         gt_boxes: (M, 4) xyxy.
-        radius: see ``center_region``.
+        radius, enlarge_tiny: see ``center_region``.
 
     Returns:
         (M, R) bool.
     """
-    low, high = center_region(gt_boxes, priors.level_strides, radius)
+    low, high = center_region(gt_boxes, priors.level_strides, radius, enlarge_tiny)
     levels = priors.centers.split(priors.level_sizes)  # (R_l, 2) each
     return torch.cat(
         [
@@ -50,7 +53,9 @@ def inside_center(priors: Priors, gt_boxes: Tensor, radius: float) -> Tensor:
     )
 
 
-def center_region(gt_boxes: Tensor, level_strides: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+def center_region(
+    gt_boxes: Tensor, level_strides: Tensor, radius: float, enlarge_tiny: bool = False
+) -> tuple[Tensor, Tensor]:
     """The central region of every box, on every level.
 
     It is a square of side 2 * radius * stride around the box's centre, clipped to the box
@@ -60,16 +65,29 @@ def center_region(gt_boxes: Tensor, level_strides: Tensor, radius: float) -> tup
         gt_boxes: (M, 4) xyxy.
         level_strides: (L,) in pixels.
         radius: in strides of the location's own level; 0 means the whole box.
+        enlarge_tiny: in the region, sides shorter than the finest stride are as long as the second
+            stride, about the same centre (YOLO26's STAL): it holds a location then. Distances of
+            "points" are not negative, so that a box predicted outside of its object never fits it.
 
     Returns:
         the upper left and the lower right corners, both (M, L, 2) xy.
     """
+    if enlarge_tiny:
+        gt_boxes = _tiny_enlarged(gt_boxes, level_strides)
     low, high = gt_boxes[:, None, :2], gt_boxes[:, None, 2:]  # (M, 1, 2)
     if radius:
         centers, reach = (low + high) / 2, (level_strides * radius)[:, None]  # (M, 1, 2), (L, 1)
         return torch.maximum(centers - reach, low), torch.minimum(centers + reach, high)
     shape = (len(gt_boxes), len(level_strides), 2)
     return low.expand(shape), high.expand(shape)
+
+
+def _tiny_enlarged(gt_boxes: Tensor, level_strides: Tensor) -> Tensor:
+    """(M, 4) boxes, sides below the finest stride as long as the second (where there is one)."""
+    sides, centers = gt_boxes[:, 2:] - gt_boxes[:, :2], (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
+    reach = level_strides[:2][-1] / 2
+    grown = torch.cat([centers - reach, centers + reach], dim=1)
+    return torch.where((sides < level_strides[0]).repeat(1, 2), grown, gt_boxes)
 
 
 def inside_size_range(
@@ -160,8 +178,6 @@ def above_mean_std(score: Tensor, candidates: Tensor) -> Tensor:
 def centerness(priors: Priors, gt_boxes: Tensor, gt_idxs: Tensor) -> Tensor:
     """Centerness of every prior's location in the ground truth that it learns.
 
-    sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))  (arXiv 1904.01355, eq. 3).
-
     Args:
         gt_boxes: (M, 4) xyxy.
         gt_idxs: (R,) int64, index of the ground truth or ``BACKGROUND``.
@@ -170,12 +186,8 @@ def centerness(priors: Priors, gt_boxes: Tensor, gt_idxs: Tensor) -> Tensor:
         (R,) float in [0, 1]; 0 for background and for locations outside of their box.
     """
     foreground = torch.nonzero(gt_idxs >= 0).squeeze(1)  # (P,)
-    boxes, centers = gt_boxes[gt_idxs[foreground]], priors.centers[foreground]
-    low, high = centers - boxes[:, :2], boxes[:, 2:] - centers  # (P, 2): l, t and r, b
-    ratios = torch.minimum(low, high).clamp(min=0) / torch.maximum(low, high).clamp(min=EPS)
-    return priors.strides.new_zeros(len(priors)).index_put_(
-        (foreground,), ratios.prod(dim=1).sqrt()
-    )
+    values = box_ops.centerness(priors.centers[foreground], gt_boxes[gt_idxs[foreground]])
+    return priors.strides.new_zeros(len(priors)).index_put_((foreground,), values)
 
 
 def best_gt(score: Tensor, mask: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ def scored_pairs(
     gt_instances: list[Instances],
     radius: float,
     score: Score,
+    enlarge_tiny: bool = False,
 ) -> tuple[Pairs, Tensor]:
     """The pairs of ``center_pairs``, and their scores.
 
@@ -32,12 +33,12 @@ def scored_pairs(
 
     Args:
         predictions: of the batch.
-        gt_instances, radius: as of ``center_pairs``.
+        gt_instances, radius, enlarge_tiny: as of ``center_pairs``.
     """
     try:
-        pairs = center_pairs(priors, gt_instances, radius)
+        pairs = center_pairs(priors, gt_instances, radius, enlarge_tiny)
     except TooManyPairs:
-        return best_pairs(priors, predictions, gt_instances, radius, score)
+        return best_pairs(priors, predictions, gt_instances, radius, score, enlarge_tiny)
     return pairs, score(predictions, pairs)
 
 
@@ -47,6 +48,7 @@ def best_pairs(
     gt_instances: list[Instances],
     radius: float,
     score: Score,
+    enlarge_tiny: bool = False,
 ) -> tuple[Pairs, Tensor]:
     """The M allowed pairs of highest finite score of each ground truth, as ``scored_pairs``.
 
@@ -59,7 +61,8 @@ def best_pairs(
         for start in range(0, len(gt), rows):
             some = gt[start : start + rows]
             values = score(predictions[image], AllPairs.of(some))  # (m, R)
-            allowed = inside_center(priors, some.gt_boxes.tensor, radius) & values.isfinite()
+            allowed = inside_center(priors, some.gt_boxes.tensor, radius, enlarge_tiny)
+            allowed &= values.isfinite()
             values = values.masked_fill(~allowed, -torch.inf)
             best = values.topk(min(len(gt), len(priors)), dim=1).indices.sort(dim=1).values
             values = values.gather(1, best)  # (m, M), by location

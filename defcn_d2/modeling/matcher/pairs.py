@@ -102,7 +102,11 @@ class AllPairs:
 
 
 def center_pairs(
-    priors: Priors, gt_instances: list[Instances], radius: float, unlimited: bool = False
+    priors: Priors,
+    gt_instances: list[Instances],
+    radius: float,
+    enlarge_tiny: bool = False,
+    unlimited: bool = False,
 ) -> Pairs:
     """The pairs that ``functional.inside_center`` allows in each image of a batch.
 
@@ -110,7 +114,7 @@ def center_pairs(
 
     Args:
         gt_instances: of each image; may be empty.
-        radius: as in ``inside_center``.
+        radius, enlarge_tiny: as in ``inside_center``.
         unlimited: list the allowed pairs however many there are, and no others; a GPU is waited
             for.
 
@@ -123,11 +127,17 @@ def center_pairs(
     images = torch.from_numpy(np.repeat(np.arange(len(num_gts)), num_gts))  # (G,)
     images = images.to(gt_boxes.device, non_blocking=True)
     if priors.level_shapes is None:
-        gt_idxs, locations = inside_center(priors, gt_boxes, radius).nonzero(as_tuple=True)
+        inside = inside_center(priors, gt_boxes, radius, enlarge_tiny)
+        gt_idxs, locations = inside.nonzero(as_tuple=True)
         allowed = torch.ones_like(gt_idxs, dtype=torch.bool)
     else:
         gt_idxs, locations, allowed = _cells_in_regions(
-            priors, priors.level_shapes, gt_boxes, radius, math.inf if unlimited else MAX_PAIRS
+            priors,
+            priors.level_shapes,
+            gt_boxes,
+            radius,
+            math.inf if unlimited else MAX_PAIRS,
+            enlarge_tiny,
         )
         if unlimited or allowed.device.type == "cpu":  # a GPU would have to be waited for
             kept = allowed.nonzero().squeeze(1)
@@ -150,6 +160,7 @@ def _cells_in_regions(
     gt_boxes: Tensor,
     radius: float,
     limit: float,
+    enlarge_tiny: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ground truth, location and whether it is allowed, (P,) each, from the corners of the regions.
 
@@ -165,7 +176,7 @@ def _cells_in_regions(
     shapes = levels[:, :2]
 
     # Cell j is centred at (j + 0.5) * stride: the first that may lie in the region, (G, L, 2) xy.
-    low, high = center_region(gt_boxes, strides, radius)
+    low, high = center_region(gt_boxes, strides, radius, enlarge_tiny)
     first = (low / strides[:, None] - 0.5).floor().minimum(shapes).long().clamp(min=0)
     if radius:  # the largest region there is, one cell wider as the first is rounded down
         side = math.ceil(2 * radius) + 1

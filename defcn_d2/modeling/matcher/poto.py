@@ -28,6 +28,7 @@ class POTO(BatchMatcher):
         radius: float = 1.5,
         solver: str = "hungarian",
         keep_unreachable: bool = False,
+        enlarge_tiny: bool = False,
     ):
         """
         Args:
@@ -38,6 +39,7 @@ class POTO(BatchMatcher):
             keep_unreachable: with "hungarian", a ground truth whose region holds no location
                 takes an arbitrary other one, as in the original release; by default it stays
                 unmatched.
+            enlarge_tiny: in regions, sides below the finest stride count as the second (STAL).
         """
         check_argument("alpha", alpha, numbers("[0, 1]"))
         check_argument("radius", radius, numbers("[0, inf)"))
@@ -48,6 +50,7 @@ class POTO(BatchMatcher):
         self.radius = radius
         self.solver = solver
         self.keep_unreachable = keep_unreachable
+        self.enlarge_tiny = enlarge_tiny
 
     def match_batch(
         self, priors: Priors, predictions: Predictions, gt_instances: list[Instances]
@@ -57,13 +60,15 @@ class POTO(BatchMatcher):
                 self._match_dense(priors, predictions[i], gt) for i, gt in enumerate(gt_instances)
             ]
         score = partial(prediction_quality, alpha=self.alpha)
-        pairs, quality = scored_pairs(priors, predictions, gt_instances, self.radius, score)
+        pairs, quality = scored_pairs(
+            priors, predictions, gt_instances, self.radius, score, self.enlarge_tiny
+        )
         resolve = argmax_pairs if self.solver == "argmax" else hungarian_pairs
         return resolve(pairs, quality)
 
     def _match_dense(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         quality = prediction_quality(predictions, AllPairs.of(gt), self.alpha)
-        allowed = F.inside_center(priors, gt.gt_boxes.tensor, self.radius)
+        allowed = F.inside_center(priors, gt.gt_boxes.tensor, self.radius, self.enlarge_tiny)
         return Assignment(F.hungarian_dense(quality, allowed))
 
 

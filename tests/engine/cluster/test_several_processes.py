@@ -46,13 +46,19 @@ SPLITS: dict[str, dict[int, Split]] = {
 
 
 class Case(NamedTuple):
-    """A config of ``configs/shapes``, how its batch is split, and the counts of its images."""
+    """A config of ``configs/shapes``, how its batch is split, and the counts of its images.
+
+    ``opts`` are KEY, VALUE, ... that change the config.
+    """
 
     config: str
     split: str
     counts: tuple[int, ...] = COUNTS
+    opts: tuple = ()
 
 
+# Losses are divided by a sum of scores, which is to be more than 1 for each process.
+LIKELY = ("MODEL.DEFCN.PRIOR_PROB", 0.5)
 CASES = [
     Case("POTO-3DMF-Aux", "equal"),
     Case("POTO-3DMF-Aux", "unequal"),
@@ -65,6 +71,8 @@ CASES = [
     Case("ForegroundLoss", "unequal"),
     Case("AutoAssign", "unequal"),
     Case("AutoAssign", "micro batches"),
+    Case("GFL", "unequal", opts=LIKELY),
+    Case("GFL", "micro batches", opts=LIKELY),
 ]
 NOTHING = Case("POTO-3DMF-Aux", "equal", (0,) * len(COUNTS))
 
@@ -87,7 +95,7 @@ class Training(NamedTuple):
 
 def train(case: Case, own: list[list[int]]) -> Training:
     """Train with these micro batches of the images, in each of ``STEPS`` steps."""
-    bare = cached_model(case.config)  # its weights are to be kept
+    bare = cached_model(case.config, *case.opts)  # its weights are to be kept
     before = {name: value.clone() for name, value in bare.state_dict().items()}
     images = random_inputs([(64, 64)] * len(case.counts), case.counts, NUM_CLASSES)
     batches = [[images[i] for i in part] for part in own]

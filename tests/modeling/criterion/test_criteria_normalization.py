@@ -22,10 +22,12 @@ from defcn_d2.modeling.criterion import (
     mean_over_workers,
 )
 from defcn_d2.modeling.criterion.dense import AuxiliaryCriterion, DenseCriterion
-from defcn_d2.modeling.loss.class_losses import FocalLoss
+from defcn_d2.modeling.loss.class_losses import FocalLoss, SoftCrossEntropy
 from defcn_d2.modeling.matcher.fcos import FCOS
+from defcn_d2.modeling.matcher.one_to_few import OneToFew
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.modeling.matcher.poto_aux import POTOAux
+from defcn_d2.modeling.matcher.task_aligned import TaskAligned
 from defcn_d2.structures import Predictions, Priors
 
 NUM_CLASSES = 3
@@ -39,6 +41,16 @@ def make_criteria() -> list[SummedCriterion]:
         AuxiliaryCriterion(matcher=POTOAux(), class_loss=FocalLoss(), suffix="_aux"),
         dense(matcher=FCOS(), predictions="centerness", suffix="_fcos"),
         dense(matcher=POTO(), l1_weight=1, normalizer="gts", fused=False, suffix="_gts"),
+        DenseCriterion(
+            matcher=TaskAligned(),
+            class_loss=SoftCrossEntropy(),
+            soft_labels="quality",
+            box_loss="ciou",
+            box_weights="quality",
+            normalizer="quality",
+            suffix="_tal",
+        ),
+        dense(matcher=OneToFew(), box_weights="centerness", suffix="_few"),
     ]
 
 
@@ -157,7 +169,7 @@ def test_gradients_of_a_model_in_ddp_are_those_of_one_process(workers: list[dict
 
 def test_one_all_reduce_a_step(workers: list[dict]) -> None:
     for worker in workers:
-        assert worker["reduced by criteria"] == [9]  # nine losses of four criteria
+        assert worker["reduced by criteria"] == [13]  # thirteen losses of six criteria
         assert worker["reduced by model"] == [3]
 
 

@@ -265,6 +265,7 @@ def test_figures() -> None:
     assert losses.keys() == {"loss_cls_x", "loss_box_reg_x"}
     assert {name: value.item() for name, value in criterion.metrics.items()} == {
         "num_foreground_x": 1.5,  # three locations, and five ground truths less two, on two images
+        "num_empty_boxes_x": 0.0,
         "num_unmatched_gt_x": 1.5,
     }
     assert not any(value.requires_grad for value in criterion.metrics.values())
@@ -274,7 +275,18 @@ def test_figures_without_ground_truth() -> None:
     priors, predictions, gts = batch((0, 0))
     criterion = dense(POTO())
     criterion(priors, predictions, gts)
-    assert [value.item() for value in criterion.metrics.values()] == [0, 0]
+    assert [value.item() for value in criterion.metrics.values()] == [0, 0, 0]
+
+
+def test_boxes_without_a_size_are_counted() -> None:
+    priors, predictions, gts = batch((3, 2))
+    gt_idxs = torch.full((2, len(priors)), BACKGROUND)
+    gt_idxs[0, [1, 4, 9]] = torch.tensor([0, 2, 2])
+    with torch.no_grad():
+        predictions.boxes[0, [1, 9], 2:] = predictions.boxes[0, [1, 9], :2]
+    criterion = dense(Fixed(gt_idxs))
+    criterion(priors, predictions, gts)
+    assert criterion.metrics["num_empty_boxes"].item() == 1.0  # two on two images
 
 
 class Waits(TorchDispatchMode):
@@ -342,7 +354,10 @@ def test_auxiliary_loss_is_of_plain_logits_over_its_own_foreground() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"normalizer": "images"}, "normalizer 'images' is unknown; one of: foreground, gts$"),
+        (
+            {"normalizer": "images"},
+            "normalizer 'images' is unknown; one of: foreground, gts, quality$",
+        ),
         ({"soft_labels": "giou"}, "soft_labels 'giou' is unknown; one of: iou, none, quality"),
         ({"weights": "priors"}, r"weights 'priors' is .* \(did you mean 'prior'\?\)$"),
         ({"cls_weight": -1.0}, "cls_weight is -1.0, but must be at least 0"),

@@ -292,7 +292,7 @@ def test_options_of_the_config() -> None:
         (
             [f"{DENSE}.SOFT_LABELS", "quality", f"{NODE}.LOSS.NAME", "QualityFocalLoss"],
             f"{DENSE}.SOFT_LABELS 'quality' needs a matcher that gives a quality, not POTO; set "
-            f"{NODE}.MATCHER.NAME to one of ATSS, FCOS$",
+            f"{NODE}.MATCHER.NAME to one of ATSS, ",
         ),
         (
             [f"{NODE}.AUX.CRITERION.AuxiliaryCriterion.SOFT_LABELS", "iou"],

@@ -19,7 +19,7 @@ from defcn_d2 import add_defcn_config
 from defcn_d2.config.model_rules import check_model_config
 from defcn_d2.config.rules import ArgumentError, ConfigError
 from defcn_d2.modeling.loss import CLASS_LOSS_REGISTRY, build_class_loss
-from defcn_d2.modeling.loss.class_losses import FocalLoss, QualityFocalLoss
+from defcn_d2.modeling.loss.class_losses import FocalLoss, QualityFocalLoss, SoftCrossEntropy
 from defcn_d2.modeling.loss.functional import focal_negative
 from defcn_d2.modeling.loss.iou_aware import IoUAwareLoss
 from defcn_d2.modeling.loss.matchability import MatchabilityAwareLoss
@@ -27,6 +27,7 @@ from defcn_d2.structures import fuse_logits
 
 ALPHAS = st.sampled_from([0.25, 0.5, 0.9])
 SOFT = [QualityFocalLoss, MatchabilityAwareLoss, IoUAwareLoss]
+BCE = SoftCrossEntropy()
 EXPONENTS = st.sampled_from([0.0, 1.0, 1.5, 2.0])
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 4))
 
@@ -156,6 +157,41 @@ SOFT_LOSSES: dict[str, tuple[Callable, Callable]] = {
 }
 
 
+@given(
+    SIZES,
+    st.integers(0, 99),
+    st.sampled_from([(1.0, 0.0), (0.75, 2.0), (0.5, 1.5)]),
+    st.sets(st.sampled_from(["targets", "weights", "valid"])),
+    st.sampled_from(["bool", "float"]),
+)
+def test_soft_cross_entropy_and_gradient(
+    sizes: tuple[int, int, int],
+    seed: int,
+    keys: tuple[float, float],
+    given_ones: set[str],
+    valid_as: str,
+) -> None:
+    """BCE(p, y) of foreground entries, w p^gamma BCE(p, 0) of others; p^gamma has a gradient."""
+    case = random_case(sizes, seed, valid_as)
+    options = {name: getattr(case, name) for name in given_ones}
+    ours, literal = case.logits.clone().requires_grad_(), case.logits.clone().requires_grad_()
+    loss = SoftCrossEntropy(background_weight=keys[0], gamma=keys[1])(
+        ours, case.foreground, **options
+    )
+    ones, p = torch.ones_like(case.weights), literal.sigmoid()
+    labels = one_hot(case, options.get("targets", ones))
+    entropy = -(labels * p.log() + (1 - labels) * (1 - p).log())
+    others = keys[0] * p ** keys[1] * -(1 - p).log()
+    entries = torch.where(one_hot(case, ones).bool(), entropy, others)
+    factors = one_hot(case, options.get("weights", ones), 1)
+    expected = (entries * factors * options.get("valid", torch.ones(1))[..., None]).sum()
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, literal.grad, rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", SOFT_LOSSES)
 @given(
     SIZES,
@@ -237,11 +273,12 @@ def test_a_loss_for_soft_labels_is_not_taken_for_hard_ones(config: str, place: s
 def test_hard_labels_and_exponent_0_are_the_cross_entropy() -> None:
     case = random_case((2, 9, 3), 0)
     labels = one_hot(case, torch.ones(len(case.weights)))
-    loss = QualityFocalLoss(beta=0)(case.logits, case.foreground)
+    found = [kind(case.logits, case.foreground) for kind in (QualityFocalLoss(beta=0), BCE)]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         case.logits, labels, reduction="sum"
     )
-    torch.testing.assert_close(loss, expected)
+    for loss in found:
+        torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("kind", [MatchabilityAwareLoss, IoUAwareLoss])
@@ -278,16 +315,19 @@ def test_a_label_that_is_met_has_no_loss_of_its_own() -> None:
     assert logits.grad[0, 0, 1] == 0
 
 
-@pytest.mark.parametrize("kind", [FocalLoss, *SOFT])
-def test_without_foreground(kind: type) -> None:
+@pytest.mark.parametrize(
+    "loss",
+    [FocalLoss(), *(kind() for kind in SOFT), SoftCrossEntropy(background_weight=0.75, gamma=2.0)],
+)
+def test_without_foreground(loss) -> None:
     logits = torch.randn(2, 3, 3)
-    loss = kind()(logits, torch.zeros(3, 0, dtype=torch.int64), torch.zeros(0), torch.zeros(0))
-    # The losses of soft labels have no factor that balances the two kinds.
-    alpha = 0.25 if kind is FocalLoss else 0.0
-    torch.testing.assert_close(loss, focal_negative(logits, alpha, 2.0).sum())
+    found = loss(logits, torch.zeros(3, 0, dtype=torch.int64), torch.zeros(0), torch.zeros(0))
+    # The losses of SOFT have no factor that balances the two kinds.
+    alpha = 0.0 if isinstance(loss, tuple(SOFT)) else 0.25
+    torch.testing.assert_close(found, focal_negative(logits, alpha, 2.0).sum())
 
 
-@pytest.mark.parametrize("kind", [FocalLoss, *SOFT])
+@pytest.mark.parametrize("kind", [FocalLoss, *SOFT, SoftCrossEntropy])
 @pytest.mark.parametrize("valid_as", ["bool", "float"])
 def test_a_location_of_factor_0_has_no_gradient(kind: type, valid_as: str) -> None:
     case = random_case((2, 8, 3), 1, valid_as)
@@ -332,6 +372,8 @@ def test_class_losses_of_the_config(node: CfgNode) -> None:
         ("QualityFocalLoss", {"beta": -1.0}),
         ("MatchabilityAwareLoss", {"background_gamma": -1.0}),
         ("IoUAwareLoss", {"alpha": 1.5}),
+        ("SoftCrossEntropy", {"background_weight": -1.0}),
+        ("SoftCrossEntropy", {"gamma": -1.0}),
     ],
 )
 def test_limits_of_the_arguments(node: CfgNode, name: str, arguments: dict) -> None:

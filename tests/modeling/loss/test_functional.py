@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defcn_d2.modeling.loss.functional import (
+    distribution_focal_loss,
     focal_negative,
     focal_positive,
     giou_loss,
@@ -51,6 +52,61 @@ def test_focal_terms_at_extreme_logits(logit: float, gamma: float) -> None:
         assert loss.item() == pytest.approx(factor, rel=1e-6, abs=1e-12)
         (gradient,) = torch.autograd.grad(loss, x)
         assert gradient.item() == pytest.approx(factor / logit, rel=1e-6, abs=1e-12)
+
+
+def slow_distribution_focal(logits: list[float], target: float) -> tuple[float, list[float]]:
+    """The loss, and its derivatives: the probabilities less those of the target."""
+    n = len(logits) - 1
+    target = min(max(target, 0.0), n - 0.1)
+    largest = max(logits)
+    exponentials = [math.exp(x - largest) for x in logits]
+    probabilities = [x / sum(exponentials) for x in exponentials]
+    i = math.floor(target)
+    shares = [0.0] * (n + 1)
+    shares[i], shares[i + 1] = i + 1 - target, target - i
+    loss = -sum(s * math.log(p) for s, p in zip(shares, probabilities, strict=True) if s)
+    return loss, [p - s for p, s in zip(probabilities, shares, strict=True)]
+
+
+@given(
+    st.lists(st.floats(-15, 15, width=32), min_size=2, max_size=17),
+    st.one_of(st.floats(-2, 20), st.integers(0, 17).map(float)),
+)
+def test_distribution_focal_loss(logits: list[float], target: float) -> None:
+    x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    loss = distribution_focal_loss(x, torch.tensor(target, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(loss, x)
+    expected, derivatives = slow_distribution_focal(logits, target)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert gradient.tolist() == pytest.approx(derivatives, rel=1e-9, abs=1e-12)
+
+
+def test_distribution_focal_loss_in_closed_form() -> None:
+    targets = torch.tensor([0.0, 0.37, 8.0, 15.9, 16.0, 40.0], dtype=torch.float64)
+    uniform = torch.zeros(len(targets), 17, dtype=torch.float64)
+    losses = distribution_focal_loss(uniform, targets)
+    assert losses.tolist() == pytest.approx([math.log(17)] * len(targets))  # 2.833213
+
+    # Least where two bins share the target: the entropy of the shares.
+    probabilities = torch.full((17,), 1e-30, dtype=torch.float64)
+    probabilities[2], probabilities[3] = 0.7, 0.3
+    best = probabilities.log().requires_grad_()
+    loss = distribution_focal_loss(best, torch.tensor(2.3, dtype=torch.float64))
+    assert loss.item() == pytest.approx(-0.7 * math.log(0.7) - 0.3 * math.log(0.3))
+    assert torch.autograd.grad(loss, best)[0].abs().max() < 1e-12
+    probabilities[2], probabilities[3] = 0.75, 0.25
+    loss = distribution_focal_loss(probabilities.log(), torch.tensor(2.25, dtype=torch.float64))
+    assert loss.item() == pytest.approx(0.562335, abs=1e-6)
+    integer = distribution_focal_loss(probabilities.log(), torch.tensor(3.0, dtype=torch.float64))
+    assert integer.item() == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("size", [50.0, 1e4])
+def test_distribution_focal_loss_at_extreme_logits(size: float) -> None:
+    logits = torch.tensor([[size, -size, 0, 0], [0, 0, size, -size]], requires_grad=True)
+    losses = distribution_focal_loss(logits, torch.tensor([0.0, 2.25]))
+    assert losses.tolist() == pytest.approx([0.0, 0.25 * 2 * size])
+    assert torch.autograd.grad(losses.sum(), logits)[0].isfinite().all()
 
 
 def test_giou_loss_against_fvcore() -> None:

@@ -53,10 +53,11 @@ def test_defaults_are_those_of_the_method(node: CfgNode) -> None:
         "radius": 1.5,
         "solver": "hungarian",
         "keep_unreachable": False,
+        "enlarge_tiny": False,
     }
     auxiliary = build_matcher(node.AUX.MATCHER)
     assert isinstance(auxiliary, POTOAux)
-    assert vars(auxiliary) == {"alpha": 0.8, "topk": 9}
+    assert vars(auxiliary) == {"alpha": 0.8, "topk": 9, "enlarge_tiny": False}
 
 
 @pytest.mark.parametrize("name", MATCHER_REGISTRY.names())
@@ -135,6 +136,7 @@ def test_numbers_of_the_node(node: CfgNode) -> None:
         "radius": 0.0,
         "solver": "hungarian",
         "keep_unreachable": True,
+        "enlarge_tiny": False,
     }
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import make_priors
+from helpers import make_instances, make_priors
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
@@ -17,12 +17,15 @@ from slow_matching import (
     in_size_range,
     locations,
     strictly_inside,
+    tiny_enlarged,
 )
 from slow_matching import centerness as slow_centerness
 from torch import Tensor
 
+from defcn_d2.modeling.matcher import MATCHER_REGISTRY
 from defcn_d2.modeling.matcher import functional as F
-from defcn_d2.structures import BACKGROUND
+from defcn_d2.modeling.matcher.costs import nearness
+from defcn_d2.structures import BACKGROUND, Predictions
 
 SIZE_RANGES = [[-1, 16], [16, 32], [32, 64], [64, 128], [128, float("inf")]]
 
@@ -60,19 +63,58 @@ def only_allowed(pairs: dict[int, int], mask: Tensor) -> dict[int, int]:
     return {g: r for g, r in pairs.items() if mask[g, r]}
 
 
-@given(cases(), st.sampled_from([0.0, 0.5, 1.5, 2.25]))
-def test_regions(case: Case, radius: float) -> None:
+@given(cases(), st.sampled_from([0.0, 0.5, 1.5, 2.25]), st.booleans())
+def test_regions(case: Case, radius: float, enlarge_tiny: bool) -> None:
     gt_boxes = case.gt.gt_boxes.tensor
-    inside = F.inside_box(case.priors, gt_boxes)
-    center = F.inside_center(case.priors, gt_boxes, radius)
+    inside = F.inside_box(case.priors, gt_boxes, enlarge_tiny)
+    center = F.inside_center(case.priors, gt_boxes, radius, enlarge_tiny)
     sizes = F.inside_size_range(case.priors, gt_boxes, SIZE_RANGES)
     for g, box in enumerate(boxes_of_gt(case.gt)):
+        region = tiny_enlarged(box, (8, 16, 32, 64, 128)) if enlarge_tiny else box
         for location in locations(case.priors):
             r = location.index
-            assert inside[g, r] == strictly_inside(location, box)
-            expected = in_center_region(location, box, radius) if radius else inside[g, r]
+            assert inside[g, r] == strictly_inside(location, region)
+            expected = in_center_region(location, region, radius) if radius else inside[g, r]
             assert center[g, r] == expected
             assert sizes[g, r] == in_size_range(location, box, SIZE_RANGES)
+
+
+def test_tiny_boxes_with_a_single_level() -> None:
+    """There is no second stride: they are as large as a cell."""
+    priors = make_priors(16, 16, strides=(8,))  # centres at 4 and 12
+    tiny = torch.tensor([[6.0, 5, 8, 16]])
+    assert not F.inside_box(priors, tiny).any()
+    assert F.inside_box(priors, tiny, enlarge_tiny=True).tolist() == [[False, False, True, False]]
+
+
+WITH_REGION = [
+    name for name in MATCHER_REGISTRY.names() if "enlarge_tiny" in MATCHER_REGISTRY.keys_of(name)
+]
+
+
+@pytest.mark.parametrize("name", WITH_REGION)
+@pytest.mark.parametrize("sides", [(3.0, 3.0), (2.0, 40.0)])
+def test_every_matcher_with_a_region_finds_tiny_boxes(
+    name: str, sides: tuple[float, float]
+) -> None:
+    """Between the locations; without the key they have none."""
+    priors = make_priors(64, 64)
+    gt = make_instances(64, 64, [[8.5, 8.5, 8.5 + sides[0], 8.5 + sides[1]]], [0])
+    reach = 4 * priors.strides[:, None]
+    boxes = torch.cat([priors.centers - reach, priors.centers + reach], dim=1)
+    logits = nearness(priors, gt.gt_boxes.tensor).t()  # the nearest is best
+    predictions = Predictions(logits, boxes)
+    found = {
+        enlarge: MATCHER_REGISTRY.get(name)(enlarge_tiny=enlarge)(priors, predictions, gt)
+        for enlarge in (False, True)
+    }
+    assert (found[False].gt_idxs == BACKGROUND).all()
+    assert (found[True].gt_idxs == 0).any()
+
+
+def test_matchers_with_a_region() -> None:
+    names = {"ATSS", "FCOS", "ForegroundLoss", "OneToFew", "POTO", "POTOAux", "TaskAligned"}
+    assert names <= set(WITH_REGION)
 
 
 def test_border_of_a_region_is_outside() -> None:

@@ -24,6 +24,8 @@ MATCHERS = [
     POTO(radius=0, solver="argmax"),
     POTO(radius=1.5),
     ForegroundLoss(radius=0),
+    POTO(radius=0, enlarge_tiny=True),
+    ForegroundLoss(enlarge_tiny=True),
 ]
 
 

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from defcn_d2.modeling.matcher import MATCHER_REGISTRY
 from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
+from defcn_d2.modeling.matcher.one_to_few import OneToFew
 from defcn_d2.modeling.matcher.onenet import OneNet
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.modeling.matcher.poto_aux import POTOAux
+from defcn_d2.modeling.matcher.task_aligned import TaskAligned
 from defcn_d2.structures import BACKGROUND, Predictions, Priors
 
 VALUES = [math.nan, math.inf, -math.inf]
@@ -31,6 +33,9 @@ MATCHERS = {
     "ForegroundLoss": ForegroundLoss(),
     "OneNet": OneNet(),
     "POTOAux": POTOAux(),
+    "TaskAligned": TaskAligned(),
+    "TaskAligned, one-to-one": TaskAligned(topk=7, keep=1),
+    "OneToFew": OneToFew(),
 }
 
 

@@ -18,6 +18,7 @@ from transfers import Transfers
 from defcn_d2.modeling.matcher import costs
 from defcn_d2.modeling.matcher import functional as F
 from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
+from defcn_d2.modeling.matcher.one_to_few import OneToFew
 from defcn_d2.modeling.matcher.pairs import (
     AllPairs,
     Pairs,
@@ -27,6 +28,7 @@ from defcn_d2.modeling.matcher.pairs import (
     hungarian_pairs,
 )
 from defcn_d2.modeling.matcher.poto import POTO
+from defcn_d2.modeling.matcher.task_aligned import TaskAligned
 from defcn_d2.structures import BACKGROUND, Predictions, Priors
 
 RADII = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.25])
@@ -78,6 +80,13 @@ def test_pairs_are_those_of_the_mask(case: Case, radius: float) -> None:
     assert pairs.allowed.all()
     assert listed(center_pairs(without_grid(case.priors), batch, radius)) == expected
     assert listed(padded(pairs, case.priors, batch, radius)) == expected
+
+    tiny = F.inside_center(case.priors, case.gt.gt_boxes.tensor, radius, enlarge_tiny=True)
+    for priors in (case.priors, without_grid(case.priors)):
+        enlarged = center_pairs(priors, [case.gt], radius, enlarge_tiny=True)
+        index = (enlarged.gt_idxs, enlarged.locations)
+        assert torch.stack(index).t().tolist() == tiny.nonzero().tolist()
+        assert torch.equal(enlarged.gt_boxes, case.gt.gt_boxes.tensor[enlarged.gt_idxs])
 
     boxes = torch.cat([gt.gt_boxes.tensor for gt in batch])
     assert torch.equal(pairs.gt_boxes, boxes[pairs.gt_idxs])
@@ -236,3 +245,12 @@ def test_a_gpu_is_never_waited_for_with_argmax() -> None:
         results = POTO(solver="argmax").match_batch(*fake_batch())
     assert transfers.count == 0
     assert [x.gt_idxs.device.type for x in results] == ["cuda"] * 2
+
+
+@pytest.mark.parametrize("matcher", [TaskAligned(topk=7, keep=1), OneToFew()])
+def test_a_gpu_is_never_waited_for_by_a_matcher_with_soft_labels(matcher) -> None:
+    with FakeTensorMode(), Transfers() as transfers:
+        priors, predictions, (gt, _) = fake_batch()
+        result = matcher(priors, predictions[0], gt)
+    assert transfers.count == 0
+    assert result.gt_idxs.device.type == result.quality.device.type == "cuda"
