@@ -118,6 +118,12 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     "CRITERION": {
         "DenseCriterion": CRITERIA,
         "AuxiliaryCriterion": CRITERIA,
+        "AutoAssign": {
+            "POS_WEIGHT": [0.0, *FACTORS],
+            "NEG_WEIGHT": [0.0, *FACTORS],
+            "NORM_WEIGHT": FACTORS,
+            "REG_WEIGHT": [0.0, *FACTORS],
+        },
         "GFLCriterion": {**CRITERIA, "DFL_WEIGHT": FACTORS},
         "NoisyAnchorsCriterion": {**CRITERIA, "INITIAL_COUNT": FACTORS, "MOMENTUM": SHARES},
     },
@@ -133,6 +139,8 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
         "FocalLoss": {"ALPHA": SHARES, "GAMMA": FACTORS},
         "QualityFocalLoss": {"BETA": FACTORS},
         "SoftCrossEntropy": {"BACKGROUND_WEIGHT": FACTORS, "GAMMA": FACTORS},
+        "MatchabilityAwareLoss": {"GAMMA": [0.0, *FACTORS], "BACKGROUND_GAMMA": FACTORS},
+        "IoUAwareLoss": {"ALPHA": SHARES, "GAMMA": FACTORS, "LEAST": SHARES},
     },
 }
 # Keys of components that need no rule: every value of their type is one.
@@ -270,7 +278,7 @@ def test_the_argument_of_a_component_is_refused(key: str) -> None:
     for value in COMPONENT_KEYS[key]:
         cfg = changed(good, key, value)
         given = {"matcher": None, "class_loss": None}
-        given |= {"in_channels": 64, "strides": [8], "num_classes": 1}
+        given |= {"in_channels": 64, "strides": [8], "num_classes": 3}
         registry = REGISTRIES[node_name.rpartition(".")[2]]
         with pytest.raises(ConfigError) as caught:
             registry.build(value_of(cfg, node_name), node_name, **given)
