@@ -12,6 +12,7 @@ from torch import Tensor
 from .arguments import check_arguments
 from .library import load
 from .peaks import overlap_peaks_reference
+from .peaks_plain import overlap_peaks_plain
 from .reference import compose, compose_plain, max_filter_3d_reference
 
 __all__ = [
@@ -102,6 +103,8 @@ def overlap_peaks(
         (N, R, K) bool.
     """
     with torch.no_grad():
+        if _standard.get():
+            return overlap_peaks_plain(logits, boxes, level_shapes, iou_threshold, tau)
         return overlap_peaks_reference(logits, boxes, level_shapes, iou_threshold, tau)
 
 
