@@ -85,6 +85,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     args = parse_arguments(arguments)
     cfg = trained_config(args)
+    cfg.defrost()
+    cfg.TEST.WITH_NMS = False
+    cfg.freeze()
     predictor = Predictor(cfg, device="cpu")
     model, cfg = require_defcn(predictor.model, "is exported"), predictor.cfg
     size = tuple(args.size) if args.size else None

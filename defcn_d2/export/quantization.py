@@ -77,6 +77,7 @@ def last_convolutions(model: onnx.ModelProto) -> list[str]:
         [makers[output.name] for output in model.graph.output],
         lambda node: [makers[name] for name in node.input if name in makers],
         lambda node: node.op_type == "Conv",
+        lambda node: node.output[0],
     )
     return sorted({node.name for node in last})
 
@@ -87,21 +88,24 @@ def last_convolutions_openvino(model: Any) -> list[str]:
         model.get_results(),
         lambda node: [value.get_node() for value in node.input_values()],
         lambda node: node.get_type_name() == "Convolution",
+        lambda node: node.get_friendly_name(),
     )
     return sorted({node.get_friendly_name() for node in last})
 
 
 def _first_found(
-    nodes: Iterable[Any], inputs: Callable[[Any], list[Any]], wanted: Callable[[Any], bool]
+    nodes: Iterable[Any],
+    inputs: Callable[[Any], list[Any]],
+    wanted: Callable[[Any], bool],
+    name: Callable[[Any], str],
 ) -> Iterator[Any]:
     """The wanted nodes met first on every way from ``nodes`` towards the input of a graph."""
     seen, waiting = set(), list(nodes)
     while waiting:
         node = waiting.pop()
-        name = getattr(node, "name", None) or node.get_friendly_name()
-        if name in seen:
+        if name(node) in seen:
             continue
-        seen.add(name)
+        seen.add(name(node))
         if wanted(node):
             yield node
         else:
