@@ -41,6 +41,23 @@ def test_switched_off_it_composes_without_a_warning() -> None:
     assert "composition of PyTorch operators" not in output
 
 
+def test_transforms_of_torch_func_take_the_composition() -> None:
+    levels = [torch.rand(3, 2, 4, 8, 6), torch.rand(3, 2, 4, 4, 3)]
+
+    def loss(*levels: torch.Tensor) -> torch.Tensor:
+        return sum(y.square().sum() for y in ops.max_filter_3d(levels))
+
+    mapped = torch.vmap(lambda *x: tuple(ops.max_filter_3d(x)))(*levels)
+    gradients = torch.vmap(torch.func.grad(loss, (0, 1)))(*levels)
+    for index in range(3):
+        own = [level[index].clone().requires_grad_() for level in levels]
+        for ours, theirs in zip(mapped, ops.max_filter_3d(own), strict=True):
+            torch.testing.assert_close(ours[index], theirs)
+        wanted = torch.autograd.grad(loss(*own), own)
+        for ours, theirs in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(ours[index], theirs)
+
+
 def test_unknown_switch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFCN_D2_OPS", "maybe")
     with pytest.raises(ValueError, match="DEFCN_D2_OPS must be 'on' or 'off', got 'maybe'"):
