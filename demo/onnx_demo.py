@@ -84,16 +84,17 @@ class Detector:
         self._short, self._long = (json.loads(properties[f"{x}_size"]) for x in ("min", "max"))
         self._resizes_itself = json.loads(properties["resize"]) is not None
         self._nms = json.loads(properties["nms_threshold"])
+        self._raw = json.loads(properties.get("kind", '"detections"')) == "raw"
+        self._size = json.loads(properties.get("size", "null"))
+        self._topk = json.loads(properties["topk"])
+        self._mean = json.loads(properties["pixel_mean"])
 
     def __call__(self, image: np.ndarray) -> Detections:
         """Detect on an image (H, W, 3) uint8, BGR as OpenCV reads it."""
         pixels = image if self._resizes_itself else self._resized(image)
-        batch = self._planes(pixels)[None]
-        boxes, scores, classes = self.session.run(["boxes", "scores", "classes"], {"images": batch})
+        found = self._run(self._planes(pixels))
         height, width = (a / b for a, b in zip(image.shape, pixels.shape[:2]))
-        found = Detections(
-            boxes[0] * np.array([width, height] * 2, np.float32), scores[0], classes[0]
-        )
+        found = found._replace(boxes=found.boxes * np.array([width, height] * 2, np.float32))
         sides = found.boxes[:, 2:] - found.boxes[:, :2]
         keep = (found.scores >= self.threshold) & (sides > 0).all(axis=1)
         found = Detections(*(values[keep] for values in found))
@@ -102,13 +103,28 @@ class Detector:
             found = Detections(*(values[kept] for values in found))
         return found
 
+    def _run(self, planes: np.ndarray) -> Detections:
+        """The model on (C, H, W)."""
+        if not self._raw:
+            outputs = self.session.run(["boxes", "scores", "classes"], {"images": planes[None]})
+            return Detections(*(output[0] for output in outputs))
+        _, height, width = planes.shape
+        padded = np.empty((len(planes), *self._size), np.float32)
+        padded[:] = np.reshape(self._mean, (-1, 1, 1))
+        padded[:, :height, :width] = planes
+        scores, boxes = self.session.run(["scores", "boxes"], {"images": padded[None]})
+        found = best(scores[0], boxes[0], self._topk, self.threshold)
+        return found._replace(boxes=found.boxes.clip(0, [width, height] * 2).astype(np.float32))
+
     def _resized(self, image: np.ndarray) -> np.ndarray:
-        """The image with the sides that images have in tests."""
+        """The image with the sides that images have in tests, or where they have to fit."""
         height, width = image.shape[:2]
-        if not self._short:
+        scale = self._short / min(height, width) if self._short else 1.0
+        scale = min(scale, self._long / max(height, width)) if self._short and self._long else scale
+        if self._size:
+            scale = min(scale, self._size[0] / height, self._size[1] / width)
+        if scale == 1:
             return image
-        scale = self._short / min(height, width)
-        scale = min(scale, self._long / max(height, width)) if self._long else scale
         size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
         filtered = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         return cv2.resize(image, size, interpolation=filtered)
@@ -120,6 +136,21 @@ class Detector:
         elif self._channels == "RGB":
             image = image[:, :, ::-1]
         return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+
+
+def best(scores: np.ndarray, boxes: np.ndarray, k: int, threshold: float) -> Detections:
+    """The k best of all locations: what a graph of ``--raw`` leaves to do.
+
+    Args:
+        scores: (R, K), of K classes at R locations.
+        boxes: (R, 4).
+        threshold: least score.
+    """
+    flat = scores.ravel()
+    above = np.flatnonzero(flat >= threshold)
+    order = above[np.argsort(-flat[above], kind="stable")[:k]]
+    locations, classes = np.divmod(order, scores.shape[1])
+    return Detections(boxes[locations], flat[order], classes)
 
 
 def nms(found: Detections, threshold: float) -> list[int]:

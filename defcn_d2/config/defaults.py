@@ -75,7 +75,8 @@ def _add_head_config(node: CN) -> None:
     # True: distances are relu(scale * x) * stride. False: exp(scale * x) pixels.
     node.NORM_REG_TARGETS = True
     # The number that a location predicts beside its classes and box:
-    # "none"; "filter": 3D Max Filtering, multiplied into the class scores; "centerness".
+    # "none"; "filter": 3D Max Filtering, multiplied into the class scores; "centerness";
+    # "objectness": one convolution, multiplied into the class scores.
     node.QUALITY_BRANCH = "none"
 
     # Compute the head again in the backward pass, for less memory; not with norms of batches.

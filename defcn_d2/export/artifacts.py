@@ -1,34 +1,42 @@
-"""A deployed detector as the content of a file: ONNX or an exported program."""
+"""A deployed detector as the content of a file: ONNX, OpenVINO or an exported program."""
+
+from __future__ import annotations
 
 import contextlib
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from ..ops import standard_operators
 from ..utils.detectron2_compat import is_operator
 from ..utils.errors import UserError
-from .detector import DeployedDetector
+from .detector import DeployedDetector, Outputs
 from .onnx_graph import check_graph, serialized
+from .quantization import quantize_onnx, quantize_openvino
+from .raw_detector import RawDetector
 
-Outputs = tuple[Tensor, Tensor, Tensor]
-"""Boxes (N, k, 4), scores (N, k), classes (N, k)."""
+if TYPE_CHECKING:
+    import onnx
 
-OUTPUT_NAMES = ("boxes", "scores", "classes")
+Detector = DeployedDetector | RawDetector
 OPSET = 18
 """Operator set of the ONNX file: the exporter's own; newer ones add nothing that is used."""
 
 MIN_TORCH = (2, 10)
-EXTRA = 'pip install "defcn-d2[export]"'
+PROPERTIES = "defcn_d2"
+"""The section of an OpenVINO file that holds the properties."""
 
 
 @dataclass(frozen=True)
@@ -39,34 +47,32 @@ class Artifact:
         content: of the file.
         run: the file's own program, loaded by its runtime, on a batch (N, C, H, W) float32.
         operators: how many of each kind its graph holds.
+        weights: content of the .bin file beside it, of the format that has one.
     """
 
     content: bytes
     run: Callable[[Tensor], Outputs]
     operators: Counter[str]
+    weights: bytes | None = None
 
 
-def export_onnx(detector: DeployedDetector, metadata: Mapping[str, str]) -> Artifact:
+def export_onnx(
+    detector: Detector, metadata: Mapping[str, str], calibration: Sequence[Tensor] = ()
+) -> Artifact:
     """An ONNX model of standard operators, with ``metadata`` among its properties.
+
+    Args:
+        calibration: images (1, C, H, W) float32 that say which values occur, for a model in INT8;
+            none: in the detector's own precision.
 
     Raises:
         UserError: a package of the extra is missing.
         RuntimeError: the graph has an operator that is not standard, or control flow.
     """
     onnxruntime = require_onnx()
-    program = export_program(detector)
-    with _quiet():
-        converted = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=["images"],
-            output_names=list(OUTPUT_NAMES),
-            opset_version=OPSET,
-            optimize=True,
-            verbose=False,
-        )
-    assert converted is not None
-    model = converted.model_proto
+    model = onnx_model(detector)
+    if calibration:
+        model = quantize_onnx(model, calibration)
     operators = check_graph(model)
     content = serialized(model, metadata)
     options = onnxruntime.SessionOptions()
@@ -74,41 +80,115 @@ def export_onnx(detector: DeployedDetector, metadata: Mapping[str, str]) -> Arti
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Outputs:
-        boxes, scores, classes = session.run(OUTPUT_NAMES, {"images": images.numpy()})
-        return torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(classes)
+    def run(images: Tensor) -> list[Tensor]:
+        outputs = session.run(detector.output_names, {"images": images.numpy()})
+        return [torch.from_numpy(output) for output in outputs]
 
-    return Artifact(content, run, operators)
+    return Artifact(content, _to_detections(detector, run), operators)
 
 
-def export_exported(detector: DeployedDetector, metadata: Mapping[str, str]) -> Artifact:
-    """A program for ``torch.export.load`` (.pt2), with ``metadata`` as its file metadata.json."""
+def export_openvino(
+    detector: Detector, metadata: Mapping[str, str], calibration: Sequence[Tensor] = ()
+) -> Artifact:
+    """OpenVINO's .xml and .bin, made of the ONNX model; arguments and errors as there."""
+    openvino = require_openvino(bool(calibration))
+    core = openvino.Core()
+    model = core.read_model(serialized(onnx_model(detector), {}))
+    if calibration:
+        model = quantize_openvino(model, calibration)
+    for name, value in metadata.items():
+        model.set_rt_info(value, [PROPERTIES, name])
+    with tempfile.TemporaryDirectory() as folder:
+        openvino.save_model(model, f"{folder}/model.xml", compress_to_fp16=False)
+        content, weights = (Path(folder, f"model.{x}").read_bytes() for x in ("xml", "bin"))
+    loaded = core.read_model(content, weights)
+    # the processor would take bfloat16 where it can, and as many threads as it likes
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = core.compile_model(loaded, "CPU", hints)
+
+    def run(images: Tensor) -> list[Tensor]:
+        outputs = compiled(images.numpy())
+        return [torch.from_numpy(outputs[name].copy()) for name in detector.output_names]
+
+    operators = Counter(node.get_type_name() for node in loaded.get_ops())
+    for name in ("Constant", "Parameter", "Result"):
+        del operators[name]
+    return Artifact(content, _to_detections(detector, run), operators, weights)
+
+
+def export_exported(
+    detector: Detector, metadata: Mapping[str, str], calibration: Sequence[Tensor] = ()
+) -> Artifact:
+    """A program for ``torch.export.load`` (.pt2), with ``metadata`` as its file metadata.json.
+
+    Raises:
+        UserError: there is ``calibration``, but no INT8 of this format.
+    """
+    if calibration:
+        raise UserError("--format exported has no INT8: leave --int8 out, or give another format")
     program = export_program(detector)
     buffer = io.BytesIO()
     with _quiet():
         torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
         buffer.seek(0)
-        loaded = torch.export.load(buffer).module()
+        loaded: Any = torch.export.load(buffer).module()
     operators = Counter(
         _operator_name(node.target) for node in program.graph.nodes if node.op == "call_function"
     )
-    return Artifact(buffer.getvalue(), _without_gradient(loaded), operators)
+
+    def run(images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return list(loaded(images))
+
+    return Artifact(buffer.getvalue(), _to_detections(detector, run), operators)
 
 
-FORMATS: dict[str, Callable[[DeployedDetector, Mapping[str, str]], Artifact]] = {
+FORMATS: dict[str, Callable[[Detector, Mapping[str, str], Sequence[Tensor]], Artifact]] = {
     "onnx": export_onnx,
+    "openvino": export_openvino,
     "exported": export_exported,
 }
 
 
-def export_program(detector: DeployedDetector) -> ExportedProgram:
-    """The detector as a graph of ATen operators, for any number and size of images."""
-    sizes = {0: Dim("batch"), 2: Dim("height"), 3: Dim("width")}
+def onnx_model(detector: Detector) -> onnx.ModelProto:
+    """The detector as ONNX has it, constants folded."""
+    require_onnx()
+    program = export_program(detector)
+    with _quiet():
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=list(detector.output_names),
+            opset_version=OPSET,
+            optimize=True,
+            verbose=False,
+        )
+    assert converted is not None
+    return converted.model_proto
+
+
+def _to_detections(
+    detector: Detector, run: Callable[[Tensor], list[Tensor]]
+) -> Callable[[Tensor], Outputs]:
+    """``run`` on as many images as the graph takes, and what is left to do afterwards."""
+
+    def run_batch(images: Tensor) -> Outputs:
+        parts = images.split(1) if isinstance(detector, RawDetector) else [images]
+        found = [detector.detections(run(part.contiguous()), part) for part in parts]
+        boxes, scores, classes = (torch.cat(values) for values in zip(*found))
+        return boxes, scores, classes
+
+    return run_batch
+
+
+def export_program(detector: Detector) -> ExportedProgram:
+    """The detector as a graph of ATen operators."""
     with torch.no_grad(), standard_operators(), _any_size(), _quiet():
         program = torch.export.export(
             detector,
-            (_example(detector),),
-            dynamic_shapes={"images": sizes},
+            (detector.example(),),
+            dynamic_shapes=detector.dynamic_shapes(),
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
@@ -131,7 +211,7 @@ def require_onnx() -> ModuleType:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < MIN_TORCH:
         raise UserError(
-            f"torch {torch.__version__} is too old for --format onnx, which needs "
+            f"torch {torch.__version__} is too old for ONNX, which needs "
             f"{'.'.join(map(str, MIN_TORCH))}; update it, or take --format exported"
         )
     try:
@@ -139,17 +219,30 @@ def require_onnx() -> ModuleType:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--format onnx: {error}; install what it needs: {EXTRA}") from error
+        raise missing(error, "ONNX", "export") from error
     return onnxruntime
 
 
-def _example(detector: DeployedDetector) -> Tensor:
-    """Two images with several cells on every level, of sizes that differ and divide by nothing."""
-    coarsest = max(detector.strides)
-    height, width = 2 * coarsest + 13, 3 * coarsest - 21
-    generator = torch.Generator().manual_seed(0)
-    channels = len(detector.pixel_mean)
-    return 255 * torch.rand(2, channels, height, width, generator=generator)
+def require_openvino(int8: bool) -> ModuleType:
+    """openvino.
+
+    Raises:
+        UserError: it is missing, or what ONNX needs, or nncf for INT8.
+    """
+    require_onnx()
+    try:
+        import openvino
+
+        if int8:
+            import nncf  # noqa: F401
+    except ImportError as error:
+        raise missing(error, "OpenVINO", "openvino") from error
+    return openvino
+
+
+def missing(error: ImportError, what: str, extra: str) -> UserError:
+    """The sentence for a package of an extra that is not installed."""
+    return UserError(f'{what}: {error}; install what it needs: pip install "defcn-d2[{extra}]"')
 
 
 @contextlib.contextmanager
@@ -183,14 +276,6 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels):
                 logger.setLevel(level)
-
-
-def _without_gradient(module: Callable[[Tensor], Outputs]) -> Callable[[Tensor], Outputs]:
-    def run(images: Tensor) -> Outputs:
-        with torch.no_grad():
-            return module(images)
-
-    return run
 
 
 def _operator_name(target: object) -> str:

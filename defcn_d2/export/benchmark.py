@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .artifacts import Outputs
+from .detector import Outputs
 
 
 def latency(run: Callable[[Tensor], Outputs], batch: Tensor, seconds: float = 5.0) -> float:

@@ -15,17 +15,21 @@ class Tolerance:
         scores: absolute.
         boxes: pixels.
         relative: of the longer side of the box, in addition.
+        share: of the detections that may be farther apart, or without a counterpart.
     """
 
     scores: float = 1e-4
     boxes: float = 0.05
     relative: float = 0.0
+    share: float = 0.0
 
 
 _FAR = torch.finfo(torch.float32).max
 
 FLOAT32 = Tolerance()
 FLOAT16 = Tolerance(scores=0.01, boxes=0.5, relative=0.01)
+INT8 = Tolerance(scores=0.15, boxes=2.0, relative=0.15, share=0.1)
+TOLERANCES = {"float32": FLOAT32, "float16": FLOAT16, "int8": INT8}
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,12 @@ class Difference:
         faults = []
         if not self.scores <= tolerance.scores:
             faults.append(f"'scores' differ by {self.scores:.3g} (at most {tolerance.scores:g})")
-        if self.too_far:
+        if self.too_far > tolerance.share * self.compared:
             relative = f" and {tolerance.relative:g} of a side" if tolerance.relative else ""
             faults.append(
                 f"'boxes' differ by {self.boxes:.3g} pixels (at most {tolerance.boxes:g}{relative})"
             )
-        if self.missing:
+        if self.missing > tolerance.share * self.compared:
             faults.append(
                 f"'classes' differ: {self.missing} of {self.compared} detections have no "
                 "counterpart of their class and score"

@@ -13,7 +13,12 @@ from ..utils.errors import as_user_error
 from .detector import DeployedDetector
 
 
-def describe(cfg: CfgNode, detector: DeployedDetector) -> dict[str, str]:
+def describe(
+    cfg: CfgNode,
+    detector: DeployedDetector,
+    size: tuple[int, int] | None = None,
+    int8: bool = False,
+) -> dict[str, str]:
     """Properties of the file; all but ``version`` and ``config`` are JSON values.
 
     ``class_names`` (numbers where the names are not known), ``category_ids`` (those of the data
@@ -21,7 +26,12 @@ def describe(cfg: CfgNode, detector: DeployedDetector) -> dict[str, str]:
     (order of the channels), ``pixel_mean`` (the value for padding), ``size_divisibility``,
     ``min_size`` and ``max_size`` (sides that images are resized to for tests), ``resize``
     ([height, width] inside the graph, or null), ``topk``, ``precision``, ``nms_threshold`` (IoU of
-    the class-wise NMS that remains to be done, or null).
+    the class-wise NMS that remains to be done, or null), ``kind`` ("detections" or "raw"), ``size``
+    ([height, width] of the only input there is, or null).
+
+    Args:
+        size: of the image of a ``RawDetector``.
+        int8: the file's convolutions are in INT8.
 
     Raises:
         UserError: the category ids stand in files that are not on this machine.
@@ -38,8 +48,10 @@ def describe(cfg: CfgNode, detector: DeployedDetector) -> dict[str, str]:
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "resize": detector.resize,
         "topk": detector.topk,
-        "precision": str(detector.dtype).removeprefix("torch."),
+        "precision": "int8" if int8 else str(detector.dtype).removeprefix("torch."),
         "nms_threshold": node.NMS_THRESH_TEST if node.NMS_TYPE == "class_wise" else None,
+        "kind": "raw" if size else "detections",
+        "size": size,
     }
     properties = {name: json.dumps(value) for name, value in values.items()}
     return {"version": defcn_d2.__version__, "config": cfg.dump(), **properties}

@@ -8,9 +8,13 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+from torch.export import Dim
 
 from ..modeling.meta_arch import DeFCN
 from .preparation import fold_batch_norms, to_half
+
+Outputs = tuple[Tensor, Tensor, Tensor]
+"""Boxes (N, k, 4), scores (N, k), classes (N, k)."""
 
 
 class DeployedDetector(nn.Module):
@@ -25,6 +29,7 @@ class DeployedDetector(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    output_names = ("boxes", "scores", "classes")
 
     def __init__(
         self,
@@ -69,7 +74,7 @@ class DeployedDetector(nn.Module):
         self.register_buffer("pixel_std", detector.pixel_std.clone())
         self.eval()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Outputs:
         """
         Args:
             images: (N, C, H, W) float32, values 0..255, channels in the order of INPUT.FORMAT;
@@ -81,7 +86,10 @@ class DeployedDetector(nn.Module):
             candidates ends with empty boxes of score 0.
         """
         _, predictions = self.detector.predict(self._preprocess(images).to(self.dtype))
-        scores, boxes = predictions.scores(), predictions.boxes.float()
+        return self.best(predictions.scores(), predictions.boxes.float(), images)
+
+    def best(self, scores: Tensor, boxes: Tensor, images: Tensor) -> Outputs:
+        """The outputs of ``forward``, of scores (N, R, K) and boxes (N, R, 4)."""
         if self.extra_locations:
             scores = F.pad(scores, (0, 0, 0, self.extra_locations))
             boxes = F.pad(boxes, (0, 0, 0, self.extra_locations))
@@ -89,6 +97,22 @@ class DeployedDetector(nn.Module):
         locations = indices // self.num_classes
         boxes = boxes.gather(1, locations.unsqueeze(-1).expand(-1, -1, 4))
         return self._in_pixels(boxes, images), values, indices - locations * self.num_classes
+
+    def example(self) -> Tensor:
+        """Two images of several cells a level, whose sides differ and divide by nothing."""
+        coarsest = max(self.strides)
+        height, width = 2 * coarsest + 13, 3 * coarsest - 21
+        generator = torch.Generator().manual_seed(0)
+        return 255 * torch.rand(2, len(self.pixel_mean), height, width, generator=generator)
+
+    def dynamic_shapes(self) -> dict[str, dict[int, Dim]]:
+        """The sizes of the input that are free, as ``torch.export`` takes them."""
+        return {"images": {0: Dim("batch"), 2: Dim("height"), 3: Dim("width")}}
+
+    def detections(self, outputs: list[Tensor], images: Tensor) -> Outputs:
+        """What the graph gives for ``images``: detections already."""
+        boxes, scores, classes = outputs
+        return boxes, scores, classes
 
     def _preprocess(self, images: Tensor) -> Tensor:
         """Stretch, normalise, and pad at the bottom and the right to the size divisibility."""

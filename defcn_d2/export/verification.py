@@ -12,10 +12,10 @@ from torch import Tensor
 from ..data.synthetic import shapes
 from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError
-from .artifacts import Artifact, Outputs
+from .artifacts import Artifact
 from .comparison import (
-    FLOAT16,
     FLOAT32,
+    TOLERANCES,
     Detections,
     Difference,
     Tolerance,
@@ -23,7 +23,7 @@ from .comparison import (
     difference_by_rank,
     mutual_difference,
 )
-from .detector import DeployedDetector
+from .detector import DeployedDetector, Outputs
 
 
 class VerificationError(UserError):
@@ -36,7 +36,11 @@ def drawn_images(number: int = 3) -> list[np.ndarray]:
 
 
 def make_batches(
-    images: Sequence[np.ndarray], size: int, max_size: int, channels: str = "BGR"
+    images: Sequence[np.ndarray],
+    size: int,
+    max_size: int,
+    channels: str = "BGR",
+    fixed: tuple[int, int] | None = None,
 ) -> list[Tensor]:
     """Batches of 1, 2 and 3 images, of landscape and portrait format and of a small size.
 
@@ -45,12 +49,15 @@ def make_batches(
         size: short side in pixels of the first batch, the size for tests.
         max_size: of the long sides.
         channels: the model's, "BGR", "RGB" or "L".
+        fixed: (height, width) of all batches, where there is no choice.
 
     Returns:
-        (N, C, H, W) float32; no side of the last two divides by 32.
+        (N, C, H, W) float32; else no side of the last two divides by 32.
     """
     long_side = min(max_size, size * 4 // 3)
     sizes = [(size, long_side), (long_side * 3 // 4 | 1, size * 3 // 4 | 1), (61, 93)]
+    if fixed is not None:
+        sizes = [fixed] * 3
     batches, taken = [], 0
     for number, (height, width) in enumerate(sizes, start=1):
         batch = []
@@ -145,9 +152,9 @@ def verify_artifact(
     return total
 
 
-def tolerance_of(half: bool) -> Tolerance:
+def tolerance_of(precision: str) -> Tolerance:
     """Tolerance between an export in this precision and PyTorch in float32."""
-    return FLOAT16 if half else FLOAT32
+    return TOLERANCES[precision]
 
 
 def _split(outputs: Outputs) -> list[Detections]:

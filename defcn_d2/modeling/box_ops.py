@@ -77,6 +77,22 @@ def ciou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return overlap - distance / (4 * diagonal) - factor * shape
 
 
+def box_deltas(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes as offsets from anchors (arXiv 1311.2524, appendix C), which a head may predict.
+
+    Of the centre, in sizes of the anchor; of the size, the logarithm of the ratio.
+
+    Args:
+        boxes, anchors: (..., 4) xyxy that broadcast; sizes are at least eps.
+
+    Returns:
+        (..., 4) of x, y, width and height.
+    """
+    size, anchor_size = ((x[..., 2:] - x[..., :2]).clamp(min=EPS) for x in (boxes, anchors))
+    twice = boxes[..., :2] - anchors[..., :2] + boxes[..., 2:] - anchors[..., 2:]
+    return torch.cat([twice / (2 * anchor_size), (size / anchor_size).log()], dim=-1)
+
+
 def iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """IoU, element by element: (..., 4) and (..., 4) that broadcast to (...,) in [0, 1]."""
     inter = _intersection(boxes1, boxes2)

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..utils.detectron2_compat import is_transformed
 from .arguments import check_arguments, check_overlap_arguments
 from .library import load
 from .peaks import compose_overlap, overlap_with_better_reference
+from .peaks_plain import overlap_with_better_plain
 from .reference import compose, compose_plain, max_filter_3d_reference
 
 __all__ = [
@@ -58,13 +60,14 @@ def max_filter_3d(levels: Sequence[Tensor], tau: int = 2, kernel_size: int = 3) 
     The compiled operator interpolates and compares float16 and bfloat16 in float32 and rounds once.
     NaN wins every comparison; an infinite value spreads as PyTorch's interpolation spreads it. The
     gradient goes to the winner, among equal ones to the first in the order level (finest first),
-    row, column, and is the same in every run. There is no second derivative.
+    row, column, and is the same in every run. There is no second derivative. Under transforms of
+    ``torch.func``, PyTorch's operators take over, whose equal values of several levels share it.
 
     Raises:
         TypeError, ValueError: see :func:`defcn_d2.ops.arguments.check_arguments`.
     """
     check_arguments(levels, tau, kernel_size)
-    if _standard.get():
+    if _standard.get() or not torch.compiler.is_compiling() and is_transformed():
         return compose_plain(levels, tau, kernel_size)
     if not levels or torch.onnx.is_in_onnx_export():  # ONNX has Resize, Max and MaxPool
         return compose(levels, tau, kernel_size)
@@ -104,9 +107,14 @@ def overlap_with_better(
     Raises:
         TypeError, ValueError: see :func:`defcn_d2.ops.arguments.check_overlap_arguments`.
     """
-    if _standard.get() or torch.onnx.is_in_onnx_export():  # sizes may have no values
+    if _standard.get():
+        with torch.no_grad():
+            return overlap_with_better_plain(logits, boxes, level_shapes, tau)
+    if torch.onnx.is_in_onnx_export():  # sizes may have no values
         return compose_overlap(logits, boxes, level_shapes, tau)
     check_overlap_arguments(logits, boxes, level_shapes, tau)
+    if not torch.compiler.is_compiling() and is_transformed():
+        return compose_overlap(logits, boxes, level_shapes, tau)
     device_type = logits.device.type
     if _library.supports(device_type):
         heights, widths = zip(*level_shapes, strict=True) if level_shapes else ((), ())

@@ -78,6 +78,11 @@ def is_operator(target: object) -> bool:
     return isinstance(target, torch._ops.OpOverload)
 
 
+def is_transformed() -> bool:
+    """Reports if a transform of ``torch.func``, such as vmap or grad, is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def redispatched_below_autograd(operator: Any, keyset: Any, *arguments: Any) -> Any:
     """``operator(*arguments)`` by the kernel that comes after autograd's.
 

@@ -52,6 +52,8 @@ CRITERIA = {
     "REG_WEIGHT": FACTORS,
     "L1_WEIGHT": FACTORS,
     "BOX_LOSS": ["iou"],
+    "BETA": FACTORS,
+    "DELTA_WEIGHTS": [[1.0], [1.0, 1.0, 1.0, -1.0], ["1", "1", "1", "1"], 7],
     "BOX_WEIGHTS": ["centernes"],
     "NORMALIZER": ["gt"],
     "SOFT_LABELS": ["yes"],
@@ -87,6 +89,13 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
             "FOCAL_ALPHA": SHARES,
             "FOCAL_GAMMA": FACTORS,
         },
+        "MaxIoU": {"FOREGROUND_IOU": [*SHARES, 0.0], "BACKGROUND_IOU": [*SHARES, 0.6]},
+        "NoisyAnchors": {
+            "TOPK": [0],
+            "ALPHA": SHARES,
+            "ANCHOR_SCALE": FACTORS,
+            "WARMUP": SHARES,
+        },
         "OneNet": {
             "CLS_WEIGHT": FACTORS,
             "L1_WEIGHT": FACTORS,
@@ -109,12 +118,29 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
     "CRITERION": {
         "DenseCriterion": CRITERIA,
         "AuxiliaryCriterion": CRITERIA,
+        "AutoAssign": {
+            "POS_WEIGHT": [0.0, *FACTORS],
+            "NEG_WEIGHT": [0.0, *FACTORS],
+            "NORM_WEIGHT": FACTORS,
+            "REG_WEIGHT": [0.0, *FACTORS],
+        },
         "GFLCriterion": {**CRITERIA, "DFL_WEIGHT": FACTORS},
+        "NoisyAnchorsCriterion": {**CRITERIA, "INITIAL_COUNT": FACTORS, "MOMENTUM": SHARES},
     },
     "LOSS": {
+        "APLoss": {"DELTA": [0.0, math.inf]},
+        "DRLoss": {
+            "MARGIN": FACTORS,
+            "SMOOTHNESS": [0.0, math.inf],
+            "TAU": [0.0, math.inf],
+            "FOREGROUND_LAMBDA": [0.0, math.inf],
+            "BACKGROUND_LAMBDA": [0.0, math.inf],
+        },
         "FocalLoss": {"ALPHA": SHARES, "GAMMA": FACTORS},
         "QualityFocalLoss": {"BETA": FACTORS},
         "SoftCrossEntropy": {"BACKGROUND_WEIGHT": FACTORS, "GAMMA": FACTORS},
+        "MatchabilityAwareLoss": {"GAMMA": [0.0, *FACTORS], "BACKGROUND_GAMMA": FACTORS},
+        "IoUAwareLoss": {"ALPHA": SHARES, "GAMMA": FACTORS, "LEAST": SHARES},
     },
 }
 # Keys of components that need no rule: every value of their type is one.
@@ -252,7 +278,7 @@ def test_the_argument_of_a_component_is_refused(key: str) -> None:
     for value in COMPONENT_KEYS[key]:
         cfg = changed(good, key, value)
         given = {"matcher": None, "class_loss": None}
-        given |= {"in_channels": 64, "strides": [8], "num_classes": 1}
+        given |= {"in_channels": 64, "strides": [8], "num_classes": 3}
         registry = REGISTRIES[node_name.rpartition(".")[2]]
         with pytest.raises(ConfigError) as caught:
             registry.build(value_of(cfg, node_name), node_name, **given)
@@ -379,7 +405,7 @@ CONTRADICTIONS = [
     ({MATCHER + "NAME": "Anchor"}, "'Anchor' works on anchors, but MODEL.DEFCN.PRIORS is 'poin"),
     ({DEFCN + "PRIORS": "anchors", MATCHER + "NAME": "FCOS"}, "'FCOS' works on points"),
     ({AUX + "NAME": "Anchor"}, "AUX.MATCHER.NAME 'Anchor' works on anchors"),
-    ({DEFCN + "LOSS.NAME": ""}, "MODEL.DEFCN.LOSS.NAME '' is unknown; one of: FocalLoss"),
+    ({DEFCN + "LOSS.NAME": ""}, "MODEL.DEFCN.LOSS.NAME '' is unknown; one of: APLoss"),
     ({DEFCN + "CRITERION.NAME": ""}, "MODEL.DEFCN.CRITERION.NAME '' is unknown"),
     ({DEFCN + "HEAD.NAME": "DeFCNhead"}, "HEAD.NAME 'DeFCNhead' is unknown; one of: DeFCNHead"),
     ({DEFCN + "NECK.NAME": "FPN"}, "MODEL.DEFCN.NECK.NAME 'FPN' is unknown"),
@@ -417,7 +443,11 @@ CONTRADICTIONS = [
         {AUX + "NAME": "OneNet"},
         "AUX.CRITERION.AuxiliaryCriterion.NORMALIZER is 'foreground', but OneNet",
     ),
-    ({CRITERION + "SOFT_LABELS": "iou"}, "SOFT_LABELS is 'iou', but FocalLoss takes hard labels"),
+    (
+        {CRITERION + "SOFT_LABELS": "iou", DEFCN + "LOSS.NAME": "APLoss"},
+        "SOFT_LABELS is 'iou', but APLoss takes hard labels",
+    ),
+    ({CRITERION + "BOX_LOSS": "deltas"}, "BOX_LOSS 'deltas' is of offsets from anchors, but MODEL"),
     (
         {DEFCN + "LOSS.NAME": "QualityFocalLoss", CRITERION + "SOFT_LABELS": "quality"},
         "quality, not POTO; set MODEL.DEFCN.MATCHER.NAME to one of ATSS, FCOS",

@@ -145,7 +145,7 @@ def test_files_give_what_the_model_gives(config, name, half):
     reference = DeployedDetector(model, topk=50)
     detector = DeployedDetector(model, topk=50, half=half)
     artifact = export.FORMATS[name](detector, metadata())
-    tolerance = verification.tolerance_of(half)
+    tolerance = verification.tolerance_of("float16" if half else "float32")
     difference = verification.verify_artifact(artifact, reference, batches(*SIZES), tolerance)
     assert difference.compared > (10 if half else 100)
     assert sum(artifact.operators.values()) > 50
@@ -179,7 +179,7 @@ def test_onnx_of_a_fixed_size_in_half_precision():
     artifact = export.export_onnx(detector, metadata())
     check_onnx_file(artifact, half=True, sizes=("batch", 3, "height", "width"))
     images = batches((1, 50, 60), (3, 200, 111))
-    tolerance = verification.tolerance_of(half=True)
+    tolerance = verification.tolerance_of("float16")
     assert verification.verify_artifact(artifact, reference, images, tolerance).compared > 10
 
 
@@ -213,7 +213,7 @@ def test_a_model_too_large_for_a_file_is_refused(monkeypatch):
 # ----------------------------------------------------------------------------- verification
 
 
-@pytest.mark.parametrize("index, name", list(enumerate(artifacts.OUTPUT_NAMES)))
+@pytest.mark.parametrize("index, name", list(enumerate(DeployedDetector.output_names)))
 def test_wrong_outputs_are_refused(index, name):
     reference = DeployedDetector(random_model("shapes/POTO"), topk=20)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from literal_overlap_peaks import LAYOUTS, laid_out, random_grids
+from literal_overlap import LAYOUTS, laid_out, random_grids
 from torch import Tensor
 
 from defcn_d2 import ops
@@ -133,7 +133,7 @@ def test_emulated_kernels_equal_the_cpu_operator(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tau", [0, 2])
-def test_emulated_peaks_equal_the_cpu_operator(
+def test_emulated_overlaps_equal_the_cpu_operator(
     emulator: ctypes.CDLL, tau: int, dtype: torch.dtype, layout: str
 ) -> None:
     for box_dtype in (torch.float32, torch.float64):
@@ -143,17 +143,16 @@ def test_emulated_peaks_equal_the_cpu_operator(
         sizes = list(itertools.chain.from_iterable(case["level_shapes"]))
         strides = [*logits.stride(), *boxes.stride()]
         for reverse in (False, True):
-            peaks = torch.empty(logits.shape, dtype=torch.bool)
-            emulator.defcn_d2_emulate_peaks(
+            overlap = torch.full(logits.shape, float("nan"), dtype=dtype)
+            emulator.defcn_d2_emulate_overlap(
                 len(case["level_shapes"]),
                 (ctypes.c_int64 * len(sizes))(*sizes),
-                *(ctypes.c_void_p(x.data_ptr()) for x in (logits, boxes, peaks)),
+                *(ctypes.c_void_p(x.data_ptr()) for x in (logits, boxes, overlap)),
                 (ctypes.c_int64 * len(strides))(*strides),
                 ctypes.c_int64(len(logits)),
                 ctypes.c_int64(logits.shape[2]),
-                ctypes.c_double(case["iou_threshold"]),
                 tau // 2,
                 *(int(x == torch.float64) for x in (dtype, box_dtype)),
                 int(reverse),
             )
-            assert torch.equal(peaks, ops.overlap_peaks(**case))
+            assert torch.equal(overlap, ops.overlap_with_better(**case))

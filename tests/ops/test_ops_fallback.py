@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from literal_max_filter import literal_max_filter, random_pyramid
-from literal_overlap_peaks import random_grids
+from literal_overlap import random_grids
 
 from defcn_d2 import ops
 from defcn_d2.ops import library, registration
@@ -40,6 +40,23 @@ def test_switched_off_it_composes_without_a_warning() -> None:
     output = run_python(code, DEFCN_D2_OPS="off")
     assert "False operators: CPU composed (DEFCN_D2_OPS=off)" in output
     assert "composition of PyTorch operators" not in output
+
+
+def test_transforms_of_torch_func_take_the_composition() -> None:
+    levels = [torch.rand(3, 2, 4, 8, 6), torch.rand(3, 2, 4, 4, 3)]
+
+    def loss(*levels: torch.Tensor) -> torch.Tensor:
+        return sum(y.square().sum() for y in ops.max_filter_3d(levels))
+
+    mapped = torch.vmap(lambda *x: tuple(ops.max_filter_3d(x)))(*levels)
+    gradients = torch.vmap(torch.func.grad(loss, (0, 1)))(*levels)
+    for index in range(3):
+        own = [level[index].clone().requires_grad_() for level in levels]
+        for ours, theirs in zip(mapped, ops.max_filter_3d(own), strict=True):
+            torch.testing.assert_close(ours[index], theirs)
+        wanted = torch.autograd.grad(loss(*own), own)
+        for ours, theirs in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(ours[index], theirs)
 
 
 def test_unknown_switch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +99,10 @@ def test_overlapping_neighbours_are_composed_with_the_same_warning(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = random_grids()
-    expected = ops.overlap_peaks(**case)
+    expected = ops.overlap_with_better(**case)
     monkeypatch.setattr(ops, "_library", library.load())
     with pytest.warns(UserWarning, match="overlapping neighbours run as compositions"):
-        assert torch.equal(ops.overlap_peaks(**case), expected)
+        assert torch.equal(ops.overlap_with_better(**case), expected)
 
 
 def test_within_a_compiled_program_nothing_is_told(
@@ -160,7 +177,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         for classes in (1, 21):
             logits = torch.randn(2, 75, classes).to(dtype)
             boxes = torch.randint(0, 9, (2, 75, 4)).sort().values.to(dtype)
-            results.append(run.overlap_peaks(logits, boxes, [6, 3], [10, 5], 0.5, 2))
+            results.append(run.overlap_with_better(logits, boxes, [6, 3], [10, 5], 2))
         for result in results:
             digest.update(result.contiguous().view(torch.uint8).numpy().tobytes())
 print(run.cpu_capability(), digest.hexdigest())

@@ -1,8 +1,10 @@
-"""``overlap_peaks``, compiled and composed, against every cell compared with every other."""
+"""``overlap_with_better``, compiled and composed, against every cell compared with every other."""
 
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,55 +13,71 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from literal_overlap_peaks import (
+from literal_overlap import (
     LAYOUTS,
-    PEAK_IMPLEMENTATIONS,
+    OVERLAP_IMPLEMENTATIONS,
     grid_cases,
     laid_out,
-    literal_peaks,
+    literal_overlap,
     random_grids,
 )
 from torch import Tensor, nn
 
 from defcn_d2 import ops
 
-Peaks = Callable[..., Tensor]
+Overlap = Callable[..., Tensor]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and ops.is_compiled("cuda") else [])
 
-both = pytest.mark.parametrize("peaks_of", PEAK_IMPLEMENTATIONS.values(), ids=PEAK_IMPLEMENTATIONS)
+both = pytest.mark.parametrize(
+    "overlap_of", OVERLAP_IMPLEMENTATIONS.values(), ids=OVERLAP_IMPLEMENTATIONS
+)
 compiled_only = pytest.mark.skipif(not ops.is_compiled("cpu"), reason="needs the compiled operator")
-OPERATOR = torch.ops.defcn_d2.overlap_peaks
+OPERATOR = torch.ops.defcn_d2.overlap_with_better
 
 
 @settings(max_examples=80, deadline=None)
 @given(case=grid_cases())
 def test_equals_the_literal_reference(case: dict[str, Any]) -> None:
-    expected = literal_peaks(**case)
-    for peaks_of in PEAK_IMPLEMENTATIONS.values():
-        peaks = peaks_of(**case)
-        assert peaks.dtype == torch.bool and peaks.shape == case["logits"].shape
-        assert peaks.is_contiguous() and torch.equal(peaks, expected)
+    expected = literal_overlap(**case)
+    for overlap_of in OVERLAP_IMPLEMENTATIONS.values():
+        overlap = overlap_of(**case)
+        assert overlap.dtype == case["logits"].dtype and overlap.shape == case["logits"].shape
+        assert overlap.is_contiguous() and torch.equal(overlap, expected)
 
 
 @both
-def test_an_iou_of_the_threshold_is_not_above_it(peaks_of: Peaks) -> None:
+def test_the_iou_is_rounded_to_the_logits(overlap_of: Overlap) -> None:
     boxes = torch.tensor([[0.0, 0.0, 5.0, 1.0], [0.0, 0.0, 3.0, 1.0]])[None]  # IoU 3 / 5
-    logits = torch.tensor([[[1.0], [0.0]]])
-    for dtype in (torch.float32, torch.float64):
-        for threshold, beaten in ((0.6, False), (0.599, True)):
-            peaks = peaks_of(logits, boxes.to(dtype), [(1, 2)], threshold)
-            assert peaks.flatten().tolist() == [True, not beaten]
+    for box_dtype, dtype in itertools.product(DTYPES, DTYPES):
+        logits = torch.tensor([[[1.0], [0.0]]], dtype=dtype)
+        overlap = overlap_of(logits, boxes.to(box_dtype), [(1, 2)])
+        single = torch.tensor(0.6, dtype=torch.float64 if box_dtype == torch.float64 else None)
+        assert overlap.flatten().tolist() == [0, single.to(dtype).item()]
 
 
 @both
-def test_of_equal_entries_with_equal_boxes_the_first_is_left(peaks_of: Peaks) -> None:
+def test_nan_and_infinity_overlap_nothing(overlap_of: Overlap) -> None:
+    for value in (math.nan, math.inf, -math.inf):
+        boxes = torch.tensor([0.0, 0.0, 5.0, 1.0]).repeat(1, 3, 1)
+        boxes[0, 1, 2] = value
+        logits = torch.tensor([[[3.0, 3.0], [2.0, 2.0], [1.0, math.nan]]])
+        overlap = overlap_of(logits, boxes, [(1, 3)])
+        assert not overlap.any()  # the middle overlaps none, the ends are no neighbours
+        logits = logits[:, [0, 2]]
+        overlap = overlap_of(logits, boxes[:, [0, 2]], [(1, 2)])
+        assert overlap[0].tolist() == [[0, 0], [1, 0]]  # nothing is better than a NaN
+        assert overlap_of(logits.flip(1), boxes[:, [0, 2]], [(1, 2)])[0, 1].tolist() == [0, 0]
+
+
+@both
+def test_of_equal_entries_the_first_is_better(overlap_of: Overlap) -> None:
     shapes = [(2, 2), (1, 1)]
     boxes = torch.tensor([0.0, 0.0, 8.0, 8.0]).expand(1, 5, 4)
-    peaks = peaks_of(torch.zeros(1, 5, 2), boxes, shapes)
-    assert peaks[0].tolist() == [[True, True]] + [[False, False]] * 4
+    overlap = overlap_of(torch.zeros(1, 5, 2), boxes, shapes)
+    assert overlap[0].tolist() == [[0, 0]] + [[1, 1]] * 4
     lowest = torch.full((1, 5, 2), -torch.inf)  # as the edges of the composition
-    assert torch.equal(peaks_of(lowest, boxes, shapes), peaks)
+    assert torch.equal(overlap_of(lowest, boxes, shapes), overlap)
 
 
 @compiled_only
@@ -77,34 +95,42 @@ def test_compiled_equals_composed_on_larger_maps(
         case["logits"] = laid_out(case["logits"].to(device), layout)
         for box_dtype in DTYPES:
             case["boxes"] = laid_out(case["boxes"].to(box_dtype), layout)
-            peaks = ops.overlap_peaks(**case)
-            assert torch.equal(peaks, ops.overlap_peaks_reference(**case))
-            assert 0.1 < peaks.double().mean() < 0.9
+            overlap = ops.overlap_with_better(**case)
+            assert torch.equal(overlap, ops.overlap_with_better_reference(**case))
+            assert 0.1 < (overlap > 0.6).double().mean() < 0.9
 
 
 @both
-def test_half_precision_compares_as_float32(peaks_of: Peaks) -> None:
+def test_half_precision_compares_as_float32(overlap_of: Overlap) -> None:
     case = random_grids()
     case["boxes"] += torch.rand(case["boxes"].shape, generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float16, torch.bfloat16):
         half = {**case, "logits": case["logits"].to(dtype), "boxes": case["boxes"].to(dtype)}
         wide = {**half, "logits": half["logits"].float(), "boxes": half["boxes"].float()}
-        assert torch.equal(peaks_of(**half), peaks_of(**wide))
+        assert torch.equal(overlap_of(**half), overlap_of(**wide).to(dtype))
 
 
 @both
-def test_boxes_may_be_one_for_all_images(peaks_of: Peaks) -> None:
+def test_boxes_may_be_one_for_all_images(overlap_of: Overlap) -> None:
     case = random_grids()
     case["boxes"] = case["boxes"][:1].expand(2, -1, -1)
-    assert torch.equal(peaks_of(**case), literal_peaks(**case))
+    assert torch.equal(overlap_of(**case), literal_overlap(**case))
 
 
 @both
-def test_there_is_no_gradient(peaks_of: Peaks) -> None:
+def test_there_is_no_gradient(overlap_of: Overlap) -> None:
     case = random_grids()
     case["logits"].requires_grad_()
     case["boxes"].requires_grad_()
-    assert not peaks_of(**case).requires_grad
+    assert not overlap_of(**case).requires_grad
+
+
+def test_transforms_of_torch_func_take_the_composition() -> None:
+    case = random_grids(batch=3)
+    mapped = torch.vmap(lambda z, b: ops.overlap_with_better(z, b, case["level_shapes"]))(
+        case["logits"][:, None], case["boxes"][:, None]
+    )
+    assert torch.equal(mapped[:, 0], ops.overlap_with_better(**case))
 
 
 def _changed(name: str, value: object) -> dict[str, Any]:
@@ -119,12 +145,15 @@ def _changed(name: str, value: object) -> dict[str, Any]:
     [
         ("tau", 1, ValueError, "tau must be 2 .* or 0 .*, got 1"),
         ("tau", 4, ValueError, "tau must be 2 .* or 0 .*, got 4"),
-        ("iou_threshold", -0.1, ValueError, r"iou_threshold must be in \[0, 1\], got -0.1"),
-        ("iou_threshold", float("nan"), ValueError, r"iou_threshold must be in \[0, 1\], got nan"),
         ("logits", None, TypeError, "logits must be a tensor, got NoneType"),
         ("logits", lambda x: x[0], ValueError, r"logits must be \(N, R, K\), got shape \(30, 3\)"),
-        ("logits", lambda x: x.long(), TypeError, "logits is torch.int64; overlap_peaks takes"),
-        ("boxes", lambda x: x.long(), TypeError, "boxes is torch.int64; overlap_peaks takes"),
+        (
+            "logits",
+            lambda x: x.long(),
+            TypeError,
+            "logits is torch.int64; overlap_with_better takes",
+        ),
+        ("boxes", lambda x: x.long(), TypeError, "boxes is torch.int64; overlap_with_better takes"),
         ("boxes", lambda x: x[:1], ValueError, r"N and R of logits, \(2, 30\), got .*\(1, 30, 4\)"),
         ("boxes", lambda x: x[..., :3], ValueError, r"boxes must be \(N, R, 4\).*\(2, 30, 3\)"),
         ("boxes", lambda x: x.to("meta"), ValueError, "device of logits, cpu, but are on meta"),
@@ -134,16 +163,16 @@ def _changed(name: str, value: object) -> dict[str, Any]:
     ],
 )
 def test_wrong_arguments_are_named(
-    peaks_of: Peaks, name: str, value: object, error: type[Exception], message: str
+    overlap_of: Overlap, name: str, value: object, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        peaks_of(**_changed(name, value))
+        overlap_of(**_changed(name, value))
 
 
 def _flat(case: dict[str, Any]) -> tuple[Any, ...]:
     """As the operator takes them."""
     heights, widths = ([shape[i] for shape in case["level_shapes"]] for i in (0, 1))
-    return case["logits"], case["boxes"], heights, widths, case["iou_threshold"], case["tau"]
+    return case["logits"], case["boxes"], heights, widths, case["tau"]
 
 
 @compiled_only
@@ -151,7 +180,6 @@ def _flat(case: dict[str, Any]) -> tuple[Any, ...]:
     ("name", "value", "message"),
     [
         ("tau", 1, "tau must be 0 or 2, got 1"),
-        ("iou_threshold", float("nan"), r"iou_threshold must be in \[0, 1\]"),
         ("logits", lambda x: x[0], r"logits must be \(N, R, K\), got 2 dimensions"),
         ("logits", lambda x: x.long(), "logits and boxes must be float32, float64"),
         ("boxes", lambda x: x[:, :3], r"boxes must be \(N, R, 4\)"),
@@ -167,7 +195,7 @@ def test_the_library_checks_what_reaches_it(name: str, value: object, message: s
 
 def test_operator_exists_whatever_was_built() -> None:
     case = random_grids()
-    assert torch.equal(OPERATOR(*_flat(case)), literal_peaks(**case))
+    assert torch.equal(OPERATOR(*_flat(case)), literal_overlap(**case))
 
 
 @compiled_only
@@ -179,13 +207,13 @@ def test_opcheck(layout: str, classes: int) -> None:
     torch.library.opcheck(OPERATOR.default, _flat(case))
 
 
-class PeaksOfMaps(nn.Module):
-    """Peaks of maps whose first four channels are boxes."""
+class OverlapOfMaps(nn.Module):
+    """Overlaps of maps whose first four channels are boxes."""
 
     def forward(self, *maps: Tensor) -> Tensor:
         shapes = [(x.shape[2], x.shape[3]) for x in maps]
         flat = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
-        return ops.overlap_peaks(flat[..., 4:], flat[..., :4].double(), shapes)
+        return ops.overlap_with_better(flat[..., 4:], flat[..., :4].double(), shapes)
 
 
 def _maps(shape: tuple[int, int], batch: int = 2) -> list[Tensor]:
@@ -200,7 +228,7 @@ def _maps(shape: tuple[int, int], batch: int = 2) -> list[Tensor]:
 
 def test_compile_without_a_graph_break_for_any_size() -> None:
     torch._dynamo.reset()
-    module = PeaksOfMaps()
+    module = OverlapOfMaps()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in ((12, 16), (20, 28)):
@@ -213,7 +241,7 @@ def test_export_with_dynamic_sizes_is_made_of_standard_operators() -> None:
     dims = tuple({2: s * quarter[0], 3: s * quarter[1]} for s in (4, 2, 1))
     with ops.standard_operators():
         program = torch.export.export(
-            PeaksOfMaps(), tuple(_maps((12, 16))), dynamic_shapes={"maps": dims}
+            OverlapOfMaps(), tuple(_maps((12, 16))), dynamic_shapes={"maps": dims}
         )
     assert not any("defcn_d2" in str(node.target) for node in program.graph.nodes)
     file = io.BytesIO()
@@ -222,7 +250,7 @@ def test_export_with_dynamic_sizes_is_made_of_standard_operators() -> None:
     loaded = torch.export.load(file).module()
     for shape in ((12, 16), (20, 28)):
         maps = _maps(shape)
-        assert torch.equal(loaded(*maps), PeaksOfMaps()(*maps))
+        assert torch.equal(loaded(*maps), OverlapOfMaps()(*maps))
 
 
 @pytest.mark.parametrize("dynamo", [True, False])
@@ -235,10 +263,10 @@ def test_onnx_model_is_made_of_standard_operators(dynamo: bool, tmp_path: Path) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes are taken as constants
         torch.onnx.export(
-            PeaksOfMaps(), tuple(maps), file, dynamo=dynamo, opset_version=20, optimize=False
+            OverlapOfMaps(), tuple(maps), file, dynamo=dynamo, opset_version=20, optimize=False
         )
     assert {node.domain for node in onnx.load(file).graph.node} <= {"", "ai.onnx"}
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    (peaks,) = session.run(None, {n: x.numpy() for n, x in zip(names, maps, strict=True)})
-    assert torch.equal(torch.from_numpy(peaks), PeaksOfMaps()(*maps))
+    (overlap,) = session.run(None, {n: x.numpy() for n, x in zip(names, maps, strict=True)})
+    assert torch.equal(torch.from_numpy(overlap), OverlapOfMaps()(*maps))

@@ -84,7 +84,7 @@ int run(const std::vector<LevelMemory>& levels, int64_t batch, int64_t channels,
 }
 
 template <typename Block>
-void peaks(PeakLaunch launch, int64_t batch, bool reversed) {
+void overlap(OverlapLaunch launch, int64_t batch, bool reversed) {
   launch.blocks_per_image = (launch.cells + Block::kCells - 1) / Block::kCells;
   for (int64_t index = 0; index < batch * launch.blocks_per_image; ++index) {
     typename Block::Shared shared;
@@ -97,12 +97,12 @@ void peaks(PeakLaunch launch, int64_t batch, bool reversed) {
 
 }  // namespace
 
-// overlap_peaks. strides: of logits, then of boxes.
-extern "C" void defcn_d2_emulate_peaks(int count, const int64_t* sizes, const void* logits,
-                                       const void* boxes, bool* out, const int64_t* strides,
-                                       int64_t batch, int64_t classes, double threshold, int reach,
-                                       int double_logits, int double_boxes, int reversed) {
-  PeakLaunch launch{};
+// overlap_with_better. strides: of logits, then of boxes.
+extern "C" void defcn_d2_emulate_overlap(int count, const int64_t* sizes, const void* logits,
+                                         const void* boxes, void* out, const int64_t* strides,
+                                         int64_t batch, int64_t classes, int reach,
+                                         int double_logits, int double_boxes, int reversed) {
+  OverlapLaunch launch{};
   for (int i = 0; i < count; ++i) {
     launch.levels[i] = {int32_t(sizes[2 * i]), int32_t(sizes[2 * i + 1]), launch.cells};
     launch.cells += int32_t(sizes[2 * i] * sizes[2 * i + 1]);
@@ -113,17 +113,16 @@ extern "C" void defcn_d2_emulate_peaks(int count, const int64_t* sizes, const vo
   }
   launch.logits = logits;
   launch.boxes = boxes;
-  launch.peaks = out;
+  launch.overlaps = out;
   launch.classes = int32_t(classes);
-  launch.threshold = threshold;
   launch.num_levels = count;
   launch.reach = reach;
   const auto call =
       double_logits
-          ? (double_boxes ? peaks<PeakBlock<double, double, double>>
-                          : peaks<PeakBlock<double, double, float>>)
-          : (double_boxes ? peaks<PeakBlock<float, float, double>>
-                          : peaks<PeakBlock<float, float, float>>);
+          ? (double_boxes ? overlap<OverlapBlock<double, double, double>>
+                          : overlap<OverlapBlock<double, double, float>>)
+          : (double_boxes ? overlap<OverlapBlock<float, float, double>>
+                          : overlap<OverlapBlock<float, float, float>>);
   call(launch, batch, reversed != 0);
 }
 

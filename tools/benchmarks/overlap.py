@@ -17,14 +17,14 @@ from benchmarks.timing import Sample, interleave, machine, markdown
 from defcn_d2 import ops
 from defcn_d2.modeling.head.max_filtering import MaxFiltering
 
-DESCRIPTION = "overlap_peaks against its composition and the 3D max filtering module"
+DESCRIPTION = "overlap_with_better against its composition and the 3D max filtering module"
 IMAGE = (800, 1344)
 CLASSES = (1, 7, 80)
 COMPILED, COMPOSED, MODULE = "compiled", "composition", "3D max filtering"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``peaks``."""
+    """Options of ``overlap``."""
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--rounds", type=int, default=11, help="repetitions of every call")
     parser.add_argument(
@@ -61,8 +61,8 @@ def _calls(num_classes: int, device: torch.device) -> dict[str, Callable[[], obj
     shapes = pyramid_shapes(*IMAGE)
     boxes = _boxes(shapes).to(device)
     logits = torch.randn(1, boxes.shape[1], num_classes, device=device)
-    compiled = partial(ops.overlap_peaks, logits, boxes, shapes)
-    composed = partial(ops.overlap_peaks_reference, logits, boxes, shapes)
+    compiled = partial(ops.overlap_with_better, logits, boxes, shapes)
+    composed = partial(ops.overlap_with_better_reference, logits, boxes, shapes)
     assert torch.equal(compiled(), composed())
     levels = make_levels(1, IMAGE, torch.float32, torch.contiguous_format, str(device))
     module = torch.no_grad()(partial(MaxFiltering(256).to(device).eval(), levels))

@@ -235,7 +235,7 @@ def finish(training: Training, args: argparse.Namespace, truth: dict[str, Any]) 
     except (OSError, ValueError) as error:
         return str(error)
     minutes = (time.monotonic() - training.begun) / 60
-    score = "AP" if run.data == "shapes" else "AP50"
+    score = "AP50" if run.data == "shapes_crowd" else "AP"
     print(
         f"{run.name}: {score} {figures[score]:.1f} without NMS, {figures['nms_' + score]:.1f} with "
         f"it ({minutes:.1f} min)",

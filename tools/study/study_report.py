@@ -101,7 +101,7 @@ def expectations(shapes: Figures, crowd: Figures) -> str:
 
 
 def _peak_expectations(shapes: Figures, crowd: Figures) -> list[str]:
-    """What peak selection is for: as good without NMS as one-to-many detectors are with it."""
+    """Expectations of peak selection: without NMS as good as one-to-many detectors with it."""
     peak = shapes.get("Peak", {})
     text = "Peak without NMS is at least FCOS with NMS (difference of AP)"
     rows = [_row(text, difference(shapes, ("Peak", "AP"), ("FCOS", "nms_AP")))]

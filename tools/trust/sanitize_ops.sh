@@ -26,6 +26,6 @@ for simd in baseline avx2 avx512; do
     # The compiled forms of torch.compile and the builds of other tests are not under test here.
     DEFCN_D2_OPS_SIMD=$simd "$python" -m pytest -q -p no:cacheprovider \
         tests/ops/test_ops.py tests/ops/test_ops_gradient.py tests/ops/test_ops_dispatcher.py \
-        tests/ops/test_overlap_peaks.py \
+        tests/ops/test_overlap_with_better.py \
         -k "not inductor and not onnx and not export" "$@"
 done

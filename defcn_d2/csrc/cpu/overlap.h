@@ -44,8 +44,8 @@ void raise_where(Better better, const T* own, const T* near, int64_t classes, T 
   }
 }
 
-// Raises the largest overlap of an entry where its neighbour is better. `first`: the neighbour comes
-// before the cell, and is better where they are equal.
+// Raises the largest overlap of an entry where its neighbour is better. `first`: the neighbour
+// comes before the cell, and is better where they are equal.
 template <typename T>
 void raise(const LogitRun<T>& own, const LogitRun<T>& near, int64_t count, int64_t classes,
            bool first, const T* overlaps, T* largest, int64_t largest_step) {

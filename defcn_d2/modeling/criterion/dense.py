@@ -1,6 +1,6 @@
 """Losses of detectors that assign at most one ground truth to each prior."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...config.rules import check_argument, numbers, one_of, value_of
+from ...config.rules import check_argument, list_of, numbers, one_of, value_of
 from ...structures import (
     BACKGROUND,
     IGNORE,
@@ -23,7 +23,7 @@ from ...structures import (
 from ..box_ops import box_area, centerness, iou
 from ..head.build import quality_branch_key
 from ..loss.class_losses import CLASS_LOSS_REGISTRY, ClassLoss
-from ..loss.functional import ciou_loss, giou_loss, l1_loss
+from ..loss.functional import ciou_loss, delta_loss, giou_loss, l1_loss
 from ..matcher import MATCHER_REGISTRY, BatchMatcher, Matcher
 from .build import CRITERION_REGISTRY
 from .normalization import SummedCriterion
@@ -49,6 +49,8 @@ class DenseCriterion(SummedCriterion):
         reg_weight: float = 2.0,
         l1_weight: float = 0.0,
         box_loss: str = "giou",
+        beta: float = 0.1,
+        delta_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         box_weights: str = "none",
         normalizer: str = "foreground",
         soft_labels: str = "none",
@@ -63,7 +65,10 @@ class DenseCriterion(SummedCriterion):
             class_loss: see ``CLASS_LOSS_REGISTRY``.
             cls_weight, reg_weight, l1_weight: factors of the losses of the classes, of the boxes
                 and of their coordinates; a loss of weight 0 is left out.
-            box_loss: "giou" or "ciou".
+            box_loss: "giou", "ciou", or "deltas": smooth L1 of the boxes as offsets from their
+                anchors.
+            beta: difference up to which that of "deltas" is quadratic.
+            delta_weights: factors of the offsets of x, y, width and height.
             box_weights: factors of the box loss, which is divided by their sum: the assignment's
                 "quality", the "centerness" of the location in its ground truth, or the "score" of
                 the location's best class; "none": 1, but the quality where the predictions have
@@ -86,7 +91,9 @@ class DenseCriterion(SummedCriterion):
             ("l1_weight", l1_weight),
         ):
             check_argument(name, factor, numbers("[0, inf)"))
-        check_argument("box_loss", box_loss, one_of(*_BOX_LOSSES))
+        check_argument("box_loss", box_loss, one_of(*_BOX_LOSSES, "deltas"))
+        check_argument("beta", beta, numbers("[0, inf)"))
+        check_argument("delta_weights", delta_weights, _four_factors)
         check_argument("box_weights", box_weights, one_of("none", "quality", "centerness", "score"))
         check_argument("normalizer", normalizer, one_of("foreground", "gts", "quality"))
         check_argument("soft_labels", soft_labels, one_of("none", "quality", "iou"))
@@ -97,6 +104,8 @@ class DenseCriterion(SummedCriterion):
         self.reg_weight = reg_weight
         self.l1_weight = l1_weight
         self.box_loss = box_loss
+        self.beta = beta
+        self.delta_weights = delta_weights
         self.box_weights = box_weights
         self.normalizer = normalizer
         self.soft_labels = soft_labels
@@ -132,7 +141,7 @@ class DenseCriterion(SummedCriterion):
         sums = {}
         if self.cls_weight:
             sums["loss_cls"] = self._class_sum(predictions, assignments, gt_idxs, foreground)
-        sums.update(self._box_sums(predictions, foreground, gt_instances))
+        sums.update(self._box_sums(priors, predictions, foreground, gt_instances))
         sums.update(self.more_sums(priors, predictions, foreground))
         with torch.no_grad():
             self.metrics = self._figures(foreground, gt_instances)
@@ -221,7 +230,11 @@ class DenseCriterion(SummedCriterion):
         return iou(foreground.boxes.detach(), foreground.gt_boxes).float()
 
     def _box_sums(
-        self, predictions: Predictions, foreground: Foreground, gt_instances: list[Instances]
+        self,
+        priors: Priors,
+        predictions: Predictions,
+        foreground: Foreground,
+        gt_instances: list[Instances],
     ) -> dict[str, LossSum]:
         boxes, gt_boxes, count = foreground.boxes, foreground.gt_boxes, foreground.count  # (P, 4)
         sums = {}
@@ -230,7 +243,7 @@ class DenseCriterion(SummedCriterion):
             loss = self._total(l1_loss(boxes, gt_boxes, image_sizes[foreground.images]), foreground)
             sums["loss_box_l1"] = LossSum(loss * self.l1_weight, count)
         if self.reg_weight:
-            loss = _BOX_LOSSES[self.box_loss](boxes, gt_boxes)  # (P,)
+            loss = self._box_loss(priors, foreground)  # (P,)
             sums["loss_box_reg"] = self.weighted_box_sum(loss, self.reg_weight, foreground)
         if self.reg_weight and predictions.centerness:
             assert predictions.quality_logits is not None
@@ -245,6 +258,14 @@ class DenseCriterion(SummedCriterion):
         if foreground.box_weights is not None:
             loss = loss * foreground.box_weights
         return LossSum(self._total(loss, foreground) * factor, foreground.box_count)
+
+    def _box_loss(self, priors: Priors, foreground: Foreground) -> Tensor:
+        """(P,) of every foreground box."""
+        boxes, gt_boxes = foreground.boxes, foreground.gt_boxes
+        if self.box_loss != "deltas":
+            return _BOX_LOSSES[self.box_loss](boxes, gt_boxes)
+        anchors = priors.boxes[foreground.locations]
+        return delta_loss(boxes, gt_boxes, anchors, self.beta, self.delta_weights)
 
     def _box_weights(
         self, priors: Priors, predictions: Predictions, foreground: Foreground
@@ -334,6 +355,12 @@ class DenseCriterion(SummedCriterion):
             if own[option] == "quality"
         ]
 
+        if own["box_loss"] == "deltas" and cfg.MODEL.DEFCN.PRIORS != "anchors":
+            yield (
+                f"{name}.BOX_LOSS 'deltas' is of offsets from anchors, but MODEL.DEFCN.PRIORS is "
+                f"{cfg.MODEL.DEFCN.PRIORS!r}; set it to 'anchors', or the loss to 'giou'"
+            )
+
         # Centerness needs a source, and the box loss that it weighs.
         branch = quality_branch_key(cfg, own["predictions"])
         if branch and value_of(cfg, branch) == "centerness":
@@ -356,6 +383,12 @@ class AuxiliaryCriterion(DenseCriterion):
 
     def __init__(self, *, reg_weight: float = 0.0, fused: bool = False, **arguments: Any):
         super().__init__(reg_weight=reg_weight, fused=fused, **arguments)
+
+
+def _four_factors(key: str, value: Any) -> str | None:
+    if isinstance(value, (list, tuple)) and len(value) != 4:
+        return f"{key} is {value!r}, but must be 4 factors: of x, y, width and height"
+    return list_of(numbers("[0, inf)"))(key, value)
 
 
 def _all_background(predictions: Predictions) -> Assignment:

@@ -17,6 +17,9 @@ from ..box_ops import ltrb_to_boxes
 from .build import HEAD_REGISTRY
 from .max_filtering import MaxFiltering
 
+# Quality branches of one convolution each, whose parameters bear their name.
+_PLAIN_BRANCHES = ("centerness", "objectness")
+
 
 class Scale(nn.Module):
     """A learnable factor, one number."""
@@ -68,7 +71,7 @@ class DeFCNHead(nn.Module):
                 gradients of ReLU and of the GIoU are 0 there.
             box_coding: "ltrb" (distances in pixels) or "deltas" (of Box2BoxTransform, no scales).
             norm_reg_targets: distances are relu(x) * stride; else exp(x).
-            quality_branch: "none", "filter" or "centerness"; both on the box tower.
+            quality_branch: "none", "filter", "centerness" or "objectness"; all on the box tower.
             max_filtering: arguments of ``MaxFiltering`` besides the channels.
             head_checkpointing: keep the outputs of towers alone for the backward pass, which
                 computes all between again (arXiv 1604.06174). Losses and gradients stay the same.
@@ -81,7 +84,7 @@ class DeFCNHead(nn.Module):
         check_argument("box_bias", box_bias, numbers("[0, inf)"))
         if box_coding == "deltas":
             check_argument("box_bias", box_bias, _not_with_anchors)
-        check_argument("quality_branch", quality_branch, one_of("none", "filter", "centerness"))
+        check_argument("quality_branch", quality_branch, one_of("none", "filter", *_PLAIN_BRANCHES))
         self.strides = strides
         self.box_coding = box_coding
         self.norm_reg_targets = norm_reg_targets
@@ -93,8 +96,8 @@ class DeFCNHead(nn.Module):
             self.scales = nn.ModuleList(Scale() for _ in strides)
         self.num_anchors = num_anchors
         self.quality_branch = quality_branch
-        if quality_branch == "centerness":
-            self.centerness = conv3x3(in_channels, num_anchors)
+        if quality_branch in _PLAIN_BRANCHES:
+            self.add_module(quality_branch, conv3x3(in_channels, num_anchors))
         elif quality_branch == "filter":
             self.max3d = MaxFiltering(in_channels, **(max_filtering or {}))
             self.filter = conv3x3(in_channels, num_anchors)
@@ -137,8 +140,9 @@ class DeFCNHead(nn.Module):
             "cls_logits": [self._cls_logits(x) for x in cls_features],
             "boxes": [self._box_deltas(x, level) for level, x in enumerate(box_features)],
         }
-        if self.quality_branch == "centerness":
-            maps["quality_logits"] = [self.centerness(x) for x in box_features]
+        if self.quality_branch in _PLAIN_BRANCHES:
+            branch = self.get_submodule(self.quality_branch)
+            maps["quality_logits"] = [branch(x) for x in box_features]
         elif self.quality_branch == "filter":
             maps["quality_logits"] = self._recomputed(self._filter_logits, box_features)
         return maps

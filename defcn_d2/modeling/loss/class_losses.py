@@ -1,5 +1,6 @@
 """Losses of class logits that a criterion takes by name."""
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -7,8 +8,8 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...config.components import ComponentRegistry
-from ...config.rules import check_argument, numbers
+from ...config.components import ComponentRegistry, own_node
+from ...config.rules import check_argument, numbers, value_of
 from ...structures import LossSum
 from .functional import focal_negative, focal_positive
 
@@ -69,14 +70,27 @@ def build_class_loss(node: CfgNode, key: str = "MODEL.DEFCN.LOSS", **given: Any)
     return CLASS_LOSS_REGISTRY.build(node, key, **given)
 
 
+def soft_label_problems(cfg: CfgNode, key: str) -> Iterator[str]:
+    """Sentences for a class loss that makes no sense without soft labels, at ``key``."""
+    place = key.removesuffix(".LOSS")
+    node = value_of(cfg, place)
+    if own_node(node.CRITERION).get("SOFT_LABELS") == "none":
+        yield (
+            f"{key}.NAME {node.LOSS.NAME!r} is for soft labels; set "
+            f"{place}.CRITERION.{node.CRITERION.NAME}.SOFT_LABELS to 'iou', or take another loss"
+        )
+
+
 @CLASS_LOSS_REGISTRY.register(default=["LOSS", "AUX.LOSS"])
 class FocalLoss:
     """The focal loss of every (location, class) entry (arXiv 1708.02002, eq. 5).
 
-    The few foreground entries are indices instead of a one-hot target of the logits' size.
+    The few foreground entries are indices instead of a one-hot target of the logits' size. Of a
+    soft label y the loss is y times that of foreground and 1 - y times that of background (arXiv
+    1912.05086, eq. 6).
     """
 
-    takes_targets = False
+    takes_targets = True
 
     def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0):
         """
@@ -101,7 +115,9 @@ class FocalLoss:
         positive = focal_positive(own, self.alpha, self.gamma)
         background = focal_negative(logits, self.alpha, self.gamma)  # (N, R, K)
         replaced = focal_negative(own, self.alpha, self.gamma)
-        return _total(background, positive, replaced, foreground, weights, valid)
+        if targets is not None:
+            positive = torch.lerp(replaced, positive, targets.to(own.dtype))
+        return foreground_corrected(background, positive, replaced, foreground, weights, valid)
 
 
 @CLASS_LOSS_REGISTRY.register()
@@ -131,7 +147,9 @@ class QualityFocalLoss:
         entropy = F.binary_cross_entropy_with_logits(own, targets, reduction="none")  # (P,)
         positive = (targets - own.sigmoid()).abs() ** self.beta * entropy
         background = self._background(logits)  # (N, R, K)
-        return _total(background, positive, self._background(own), foreground, weights, valid)
+        return foreground_corrected(
+            background, positive, self._background(own), foreground, weights, valid
+        )
 
     def _background(self, logits: Tensor) -> Tensor:
         """The loss of the label 0, p^beta (-log(1 - p))."""
@@ -171,13 +189,13 @@ class SoftCrossEntropy:
         targets = torch.ones_like(own) if targets is None else targets.to(own.dtype)
         positive = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
         background, replaced = self._background(logits), self._background(own)
-        return _total(background, positive, replaced, foreground, weights, valid)
+        return foreground_corrected(background, positive, replaced, foreground, weights, valid)
 
     def _background(self, logits: Tensor) -> Tensor:
         return self.background_weight * focal_negative(logits, 0.0, self.gamma)
 
 
-def _total(
+def foreground_corrected(
     background: Tensor,
     positive: Tensor,
     replaced: Tensor,

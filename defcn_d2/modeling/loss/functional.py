@@ -1,9 +1,12 @@
 """Losses from logits and decoded boxes, as functions."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..box_ops import ciou, giou
+from ..box_ops import box_deltas, ciou, giou
 
 
 def focal_negative(logits: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -60,6 +63,27 @@ def giou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
 def ciou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """1 - CIoU, element by element: (P, 4) and (P, 4) xyxy to (P,), non-negative."""
     return 1 - ciou(boxes, gt_boxes)
+
+
+def delta_loss(
+    boxes: Tensor, gt_boxes: Tensor, anchors: Tensor, beta: float, weights: Sequence[float]
+) -> Tensor:
+    """Smooth L1 loss of the boxes as ``box_deltas`` of their anchors, summed over the four.
+
+    Args:
+        boxes, gt_boxes, anchors: (P, 4) xyxy in pixels.
+        beta: difference up to which the loss is quadratic, x^2 / (2 beta).
+        weights: factors of the four deltas.
+
+    Returns:
+        (P,) non-negative.
+    """
+    difference = box_deltas(boxes, anchors) - box_deltas(gt_boxes, anchors)
+    # factors one by one: a tensor of them would be a copy from the host, which waits for a GPU
+    scaled = [delta * weight for delta, weight in zip(difference.unbind(dim=1), weights)]
+    difference = torch.stack(scaled, dim=1)
+    nothing = torch.zeros_like(difference)
+    return F.smooth_l1_loss(difference, nothing, beta=beta, reduction="none").sum(dim=1)
 
 
 def l1_loss(boxes: Tensor, gt_boxes: Tensor, image_sizes: Tensor) -> Tensor:

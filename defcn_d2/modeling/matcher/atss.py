@@ -1,6 +1,5 @@
 """The one-to-many assignment of ATSS (arXiv 1912.02424, section 3.2)."""
 
-import torch
 from detectron2.structures import Instances
 
 from ...config.rules import check_argument, numbers, whole_numbers
@@ -37,9 +36,7 @@ class ATSS:
 
     def __call__(self, priors: Priors, predictions: Predictions, gt: Instances) -> Assignment:
         gt_boxes = gt.gt_boxes.tensor
-        reach = priors.strides[:, None] * self.anchor_scale / 2
-        anchors = torch.cat([priors.centers - reach, priors.centers + reach], dim=1)  # (R, 4)
-        iou = pairwise_iou(gt_boxes, anchors)  # (M, R)
+        iou = pairwise_iou(gt_boxes, F.square_anchors(priors, self.anchor_scale))  # (M, R)
         candidates = F.topk_per_level(nearness(priors, gt_boxes), self.topk, priors.level_sizes)
         foreground = candidates & F.above_mean_std(iou, candidates)
         foreground &= F.inside_box(priors, gt_boxes, self.enlarge_tiny)

@@ -139,6 +139,27 @@ def topk(score: Tensor, k: int) -> Tensor:
     return torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, True)
 
 
+def first_topk(score: Tensor, k: int) -> Tensor:
+    """``topk`` where ties go to the first priors for any k.
+
+    Args:
+        score: (M, R) float, no NaN.
+
+    Returns:
+        (M, R) bool with min(k, R) pairs a row.
+    """
+    least = score.topk(min(k, score.shape[1]), dim=1).values[:, -1:]  # (M, 1)
+    above, ties = score > least, score == least
+    places = k - above.sum(dim=1, keepdim=True)
+    return above | (ties & (ties.cumsum(dim=1) <= places))
+
+
+def square_anchors(priors: Priors, scale: float) -> Tensor:
+    """(R, 4) xyxy squares about the locations, whose side is ``scale`` strides."""
+    reach = priors.strides[:, None] * scale / 2
+    return torch.cat([priors.centers - reach, priors.centers + reach], dim=1)
+
+
 def topk_per_level(score: Tensor, k: int, level_sizes: list[int]) -> Tensor:
     """The k best priors of each ground truth on each level (all of a level that has fewer).
 

@@ -102,7 +102,11 @@ class AllPairs:
 
 
 def center_pairs(
-    priors: Priors, gt_instances: list[Instances], radius: float, enlarge_tiny: bool = False
+    priors: Priors,
+    gt_instances: list[Instances],
+    radius: float,
+    enlarge_tiny: bool = False,
+    unlimited: bool = False,
 ) -> Pairs:
     """The pairs that ``functional.inside_center`` allows in each image of a batch.
 
@@ -111,6 +115,8 @@ def center_pairs(
     Args:
         gt_instances: of each image; may be empty.
         radius, enlarge_tiny: as in ``inside_center``.
+        unlimited: list the allowed pairs however many there are, and no others; a GPU is waited
+            for.
 
     Raises:
         TooManyPairs: the regions may hold more than ``MAX_PAIRS`` cells of the grids.
@@ -126,9 +132,14 @@ def center_pairs(
         allowed = torch.ones_like(gt_idxs, dtype=torch.bool)
     else:
         gt_idxs, locations, allowed = _cells_in_regions(
-            priors, priors.level_shapes, gt_boxes, radius, enlarge_tiny
+            priors,
+            priors.level_shapes,
+            gt_boxes,
+            radius,
+            math.inf if unlimited else MAX_PAIRS,
+            enlarge_tiny,
         )
-        if allowed.device.type == "cpu":  # a GPU would have to be waited for
+        if unlimited or allowed.device.type == "cpu":  # a GPU would have to be waited for
             kept = allowed.nonzero().squeeze(1)
             gt_idxs, locations, allowed = gt_idxs[kept], locations[kept], allowed[kept]
     return Pairs(
@@ -148,12 +159,14 @@ def _cells_in_regions(
     level_shapes: list[tuple[int, int]],
     gt_boxes: Tensor,
     radius: float,
+    limit: float,
     enlarge_tiny: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ground truth, location and whether it is allowed, (P,) each, from the corners of the regions.
 
     Args:
         gt_boxes: (G, 4) xyxy.
+        limit: on the number of cells, above which ``TooManyPairs`` is raised.
     """
     # Columns, rows and first location of each level, (L, 3).
     device, strides = gt_boxes.device, priors.level_strides
@@ -172,7 +185,7 @@ def _cells_in_regions(
         last = (high / strides[:, None] - 0.5).ceil().minimum(shapes - 1).long().clamp(min=-1)
         sides = (last - first + 1).clamp(min=0)
         total = int(sides.prod(dim=2).sum())
-    if total > MAX_PAIRS:
+    if total > limit:
         raise TooManyPairs
 
     # One entry a cell: the region that it belongs to, of G * L, and where in that it stands.

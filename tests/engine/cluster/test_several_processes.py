@@ -69,6 +69,8 @@ CASES = [
     Case("OneNet", "unequal"),
     Case("OneNet", "micro batches"),
     Case("ForegroundLoss", "unequal"),
+    Case("AutoAssign", "unequal"),
+    Case("AutoAssign", "micro batches"),
     Case("GFL", "unequal", opts=LIKELY),
     Case("GFL", "micro batches", opts=LIKELY),
 ]

@@ -286,8 +286,8 @@ def test_options_of_the_config() -> None:
     ("opts", "message"),
     [
         (
-            [f"{DENSE}.SOFT_LABELS", "iou"],
-            f"{DENSE}.SOFT_LABELS is 'iou', but FocalLoss takes hard labels alone; set it to",
+            [f"{DENSE}.SOFT_LABELS", "iou", f"{NODE}.LOSS.NAME", "APLoss"],
+            f"{DENSE}.SOFT_LABELS is 'iou', but APLoss takes hard labels alone; set it to",
         ),
         (
             [f"{DENSE}.SOFT_LABELS", "quality", f"{NODE}.LOSS.NAME", "QualityFocalLoss"],
@@ -295,8 +295,11 @@ def test_options_of_the_config() -> None:
             f"{NODE}.MATCHER.NAME to one of ATSS, ",
         ),
         (
-            [f"{NODE}.AUX.CRITERION.AuxiliaryCriterion.SOFT_LABELS", "iou"],
-            f"{NODE}.AUX.CRITERION.AuxiliaryCriterion.SOFT_LABELS is 'iou', but FocalLoss takes",
+            [
+                *(f"{NODE}.AUX.CRITERION.AuxiliaryCriterion.SOFT_LABELS", "iou"),
+                *(f"{NODE}.AUX.LOSS.NAME", "DRLoss"),
+            ],
+            f"{NODE}.AUX.CRITERION.AuxiliaryCriterion.SOFT_LABELS is 'iou', but DRLoss takes",
         ),
     ],
 )

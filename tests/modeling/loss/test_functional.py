@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.nn import giou_loss as fvcore_giou_loss
+from fvcore.nn import smooth_l1_loss
 from helpers import random_boxes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from defcn_d2.modeling.loss.functional import (
+    delta_loss,
     distribution_focal_loss,
     focal_negative,
     focal_positive,
@@ -122,3 +125,36 @@ def test_l1_loss_in_sizes_of_the_image() -> None:
     gt_boxes = torch.tensor([[10.0, 0, 50, 60], [10.0, 20, 30, 40]])
     image_sizes = torch.tensor([[40.0, 100], [64.0, 64]])  # height, width
     assert l1_loss(boxes, gt_boxes, image_sizes).tolist() == pytest.approx([10 / 100 + 20 / 40, 0])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.11, 1.0])
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
+def test_delta_loss_is_that_of_the_deltas_that_a_head_predicts(beta: float, weights: tuple) -> None:
+    """Value and gradient, through the decoded box, of Detectron2's deltas and fvcore's loss.
+
+    Detectron2 decodes boxes in float32.
+    """
+    generator = torch.Generator().manual_seed(0)
+    anchors, gt_boxes = (
+        random_boxes(100, 200, 50, generator, min_size=8).double() for _ in range(2)
+    )
+    deltas = torch.randn(50, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    boxes = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)).apply_deltas(deltas, anchors)
+    loss = delta_loss(boxes, gt_boxes, anchors, beta, weights)
+    transform = Box2BoxTransform(weights=weights)
+    targets = transform.get_deltas(anchors, gt_boxes)
+    scaled = deltas * torch.tensor(weights, dtype=torch.float64)
+    expected = smooth_l1_loss(scaled, targets, beta=beta).sum(dim=1)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    found, wanted = (
+        torch.autograd.grad(x.sum(), deltas, retain_graph=True)[0] for x in (loss, expected)
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_delta_loss_of_an_empty_box_is_finite() -> None:
+    boxes = torch.tensor([[10.0, 10.0, 10.0, 5.0]], requires_grad=True)
+    anchors = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+    loss = delta_loss(boxes, anchors, anchors, 0.1, (1.0, 1.0, 1.0, 1.0))
+    loss.sum().backward()
+    assert loss.isfinite().all() and boxes.grad.isfinite().all()

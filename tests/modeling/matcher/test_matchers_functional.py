@@ -271,3 +271,11 @@ def test_mean_and_deviation_are_those_of_finite_scores(
         assert torch.equal(above[:, num_others:], finite >= threshold)
     else:  # its own mean
         assert above[:, num_others:].all()
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1), st.integers(1, 8))
+def test_the_first_of_equal_scores_are_among_the_best(rows: list, k: int) -> None:
+    found = F.first_topk(torch.tensor(rows).float(), k)
+    for row, chosen in zip(rows, found, strict=True):
+        expected = sorted(range(6), key=lambda r: (-row[r], r))[:k]
+        assert chosen.nonzero().flatten().tolist() == sorted(expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 import benchmarks.__main__ as benchmark
 import pytest
 import torch
-from benchmarks import op, op_competitors, peaks
+from benchmarks import op, op_competitors, overlap
 from benchmarks.op_memory import peak_bytes
 from benchmarks.timing import Sample, interleave, markdown
 
@@ -66,8 +66,8 @@ def test_table_of_the_operator(
 def test_table_of_overlapping_neighbours(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(peaks, "IMAGE", (64, 96))
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "peaks", "--rounds", "2"])
+    monkeypatch.setattr(overlap, "IMAGE", (64, 96))
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "overlap", "--rounds", "2"])
     benchmark.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if "x |" in line]
     assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 7", "| 80"]

@@ -13,6 +13,8 @@ import study_runs
 from study_runs import Run, Settings
 from tiny_data import TINY_MODEL, tiny_sets
 
+from defcn_d2.engine import load_config
+
 MACHINE = {"device": "some CPU", "jobs": 2, "threads": 1, "torch": "2.15.0", "detectron2": "0.6"}
 SETTINGS = Settings(iterations=5, batch=2, network="narrow")
 
@@ -28,14 +30,30 @@ def write_figures(output: Path, run: Run, **figures: float) -> None:
 
 def test_plan_goes_seed_by_seed() -> None:
     runs = study_runs.plan(2)
-    assert len(runs) == 2 * (10 + 5) and len(set(runs)) == len(runs)
-    assert [run.seed for run in runs] == [0] * 15 + [1] * 15
+    number = len(study_runs.VARIANTS["shapes"]) + len(study_runs.VARIANTS["shapes_crowd"])
+    assert len(runs) == 2 * number and len(set(runs)) == len(runs)
+    assert [run.seed for run in runs] == [0] * number + [1] * number
     for run in runs:
         assert (study_runs.ROOT / "configs" / run.data / f"{run.variant}.yaml").exists()
     only = study_runs.plan(2, ["shapes_crowd", "shapes/FCOS"])
     assert {run.name for run in only} == {
         run.name for run in runs if run.data == "shapes_crowd" or run.name.startswith("shapes/FCOS")
     }
+
+
+def test_blood_cells_have_the_small_configs(tmp_path: Path) -> None:
+    (run, *others) = study_runs.plan(1, ["bccd/Peak"], "cells")
+    assert not others and run.name == "bccd/Peak/seed0"
+    command = run.command(tmp_path, Settings(5, 16, "narrow"))
+    assert str(study_runs.ROOT / "configs" / "shapes" / "Peak.yaml") in command
+    pairs = dict(zip(command[5::2], command[6::2], strict=True))
+    assert pairs["DATASETS.REGISTER.VAL.ANNOTATIONS"] == "cells/val.json"
+    assert pairs["SOLVER.IMS_PER_BATCH"] == "8"
+    load_config(
+        command[3], [x for pair in pairs.items() for x in pair if "REGISTER" not in pair[0]]
+    )
+    with pytest.raises(ValueError, match="'bccd/Peak' is no part of the study"):
+        study_runs.plan(1, ["bccd/Peak"])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +87,7 @@ def test_tiny_study(
     """One variant is trained; done again, nothing is trained; one that cannot be is reported."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_sets()))
     truth = tiny_sets() / "shapes" / "val" / "annotations.json"
-    monkeypatch.setattr(study, "annotations_of", lambda data: truth)
+    monkeypatch.setattr(study, "annotations_of", lambda *data: truth)
     arguments = ["--quick", "--only", "shapes/POTO", "--iterations", "3", "--batch", "2"]
     arguments += ["--output", str(tmp_path / "out"), "--docs", str(tmp_path / "docs")]
     images = ["DATASETS.TRAIN", "('shapes_val',)"]  # as few as the tiny sets have
@@ -86,7 +104,7 @@ def test_tiny_study(
     monkeypatch.undo()
 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_sets()))
-    monkeypatch.setattr(study, "annotations_of", lambda data: truth)
+    monkeypatch.setattr(study, "annotations_of", lambda *data: truth)
     arguments[2] = "shapes/FCOS"
     assert study.main([*arguments, "--", "MODEL.DEFCN.MATCHER.NAME", "poot"]) == 1
     errors = capsys.readouterr().err
@@ -96,7 +114,7 @@ def test_tiny_study(
 
 def test_report(tmp_path: Path) -> None:
     output, docs = tmp_path / "out", tmp_path / "docs"
-    runs = study_runs.plan(2)
+    runs = study_runs.plan(2, bccd="cells")
     for run in runs:
         low = run.variant in ("Anchor", "Center", "POTO")
         drop = 9.0 if run.variant == "FCOS" else 0.25
@@ -105,11 +123,9 @@ def test_report(tmp_path: Path) -> None:
     path = study_report.write_report(runs, output, docs, SETTINGS, MACHINE)
     text = path.read_text()
     assert "| FCOS | 36.0 ± 1.4 | 45.0 ± 1.4 | 9.0 ± 0.0 |" in text
-    assert (
-        "2 seeds" in text
-        and "some CPU, 2 at a time with 1 thread each" in text
-        and "0.5 hours" in text
-    )
+    assert "2 seeds" in text and "some CPU, 2 at a time with 1 thread each" in text
+    assert f"{len(runs) / 60:.1f} hours" in text
+    assert "## Photographs of blood cells" in text and text.count("| FCOS | 36.0 ± 1.4 |") == 2
     assert "leaves 90.0 % of it" in text
     rows = [line for line in text.splitlines() if line.endswith(("| yes |", "| **no** |"))]
     verdicts = {row.split(" | ")[0].strip("| "): "yes" in row.split(" | ")[2] for row in rows}
@@ -118,8 +134,35 @@ def test_report(tmp_path: Path) -> None:
     assert not verdicts["POTO is better than Anchor (difference of AP)"]  # equal
     assert verdicts["POTO-3DMF is better than POTO (difference of AP)"]
     assert verdicts["crowd: POTO finds more than the NMS ceiling (difference of recall)"]
+    assert not verdicts[
+        "Peak without NMS is at least FCOS with NMS (difference of AP)"
+    ]  # 43.75, 45
+    assert verdicts["Peak is within -0.5 and 0.3 AP of itself with NMS (gap)"]
+    assert not verdicts["Peak leaves fewer than 0.05 duplicates per object"]
+    assert verdicts["crowd: Peak's recall is above the NMS ceiling (difference)"]
     for name in ("study_shapes.png", "study_crowd.png"):
         assert min(cv2.imread(str(docs / "images" / name)).shape[:2]) > 400
+
+
+def test_a_study_goes_on_elsewhere(tmp_path: Path) -> None:
+    """By study.json, if that is of the same settings."""
+    here, there, docs = tmp_path / "here", tmp_path / "there", tmp_path / "docs"
+    docs.mkdir()
+    arguments = ["--only", "shapes/POTO", "--seeds", "2", "--docs", str(docs), "--output"]
+    args = study.parse_arguments([*arguments, str(here)])
+    write_figures(here, args.runs[0], AP=20.0)
+    (here / "machine.json").write_text(json.dumps(MACHINE))
+    study.keep_figures(args, SETTINGS)
+    args = study.parse_arguments([*arguments, str(there)])
+    study.take_up_figures(args, Settings(6, 2, "narrow"))
+    assert not there.exists()
+    study.take_up_figures(args, SETTINGS)
+    first, second = (run.figures(there) for run in args.runs)
+    assert first == args.runs[0].figures(here) and second is None
+    assert json.loads((there / "machine.json").read_text()) == MACHINE
+    study_runs.claim(args.runs[0], there, SETTINGS)
+    with pytest.raises(ValueError, match="begun with other settings"):
+        study_runs.claim(args.runs[0], there, Settings(6, 2, "narrow"))
 
 
 def test_report_keeps_what_others_wrote(tmp_path: Path) -> None:

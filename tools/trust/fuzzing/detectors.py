@@ -14,6 +14,7 @@ from torch import Tensor
 
 from defcn_d2 import add_defcn_config
 from defcn_d2.modeling.batch_checks import BatchError
+from defcn_d2.modeling.criterion import build_criteria
 from defcn_d2.modeling.criterion.dense import DenseCriterion
 from defcn_d2.modeling.matcher.anchor import Anchor
 from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
@@ -21,7 +22,14 @@ from defcn_d2.modeling.matcher.onenet import OneNet
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.modeling.meta_arch import DeFCN
 from defcn_d2.structures import IGNORE, Assignment, Priors
-from fuzzing.batches import Recipe, is_refused, make_inputs, make_predictions, make_priors
+from fuzzing.batches import (
+    MAX_CLASSES,
+    Recipe,
+    is_refused,
+    make_inputs,
+    make_predictions,
+    make_priors,
+)
 from fuzzing.faults import IMAGE_FAULTS
 from fuzzing.values import NOT_FINITE
 
@@ -77,6 +85,9 @@ class Detector:
     def __init__(self, cfg: CfgNode):
         torch.manual_seed(0)
         self.model: DeFCN = build_model(cfg)
+        wide = cfg.clone()  # some criteria have parameters of each class that may be predicted
+        wide.MODEL.DEFCN.NUM_CLASSES = MAX_CLASSES
+        self.model.criteria = build_criteria(wide)
         self.anchors = cfg.MODEL.DEFCN.PRIORS == "anchors"
         self.quality = cfg.MODEL.DEFCN.QUALITY_BRANCH != "none"
         self.centerness = cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness"
