@@ -14,7 +14,7 @@ from ..utils.errors import UserError, as_user_error, did_you_mean, first_line
 from .defaults import add_defcn_config
 from .files import config_file as packaged_file
 from .files import config_names
-from .model_rules import keys_of
+from .model_rules import keys_in_use, keys_of
 from .rules import value_of
 
 _MISMATCH = re.compile(
@@ -140,7 +140,8 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
     unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown:
         key = unknown[1]
-        return f"unknown configuration key {key!r}; {did_you_mean(key, keys_of(cfg))}"
+        hint = did_you_mean(key, keys_of(cfg), keys_in_use(cfg))
+        return f"unknown configuration key {key!r}; {hint}"
     mismatch = _MISMATCH.match(str(error))
     if mismatch:
         expected, found, default, value, key = mismatch.groups()

@@ -89,6 +89,15 @@ def keys_of(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
+def keys_in_use(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    """``keys_of`` without those of components that the config does not choose."""
+    for name, value in cfg.items():
+        if not isinstance(value, CfgNode):
+            yield f"{prefix}{name}"
+        elif name == cfg.get("NAME", name):  # beside NAME stand components
+            yield from keys_in_use(value, f"{prefix}{name}.")
+
+
 def _add_missing(node: CfgNode, defaults: CfgNode) -> None:
     """Add the keys of components that were registered after the config was made."""
     for name, default in defaults.items():
@@ -101,11 +110,12 @@ def _add_missing(node: CfgNode, defaults: CfgNode) -> None:
 def _check_names_and_types(cfg: CfgNode, defaults: CfgNode) -> None:
     """Checks what a program has assigned: Detectron2 looks where it merges, and lets None pass."""
     known = list(keys_of(defaults.MODEL.DEFCN, "MODEL.DEFCN."))
+    likely = list(keys_in_use(defaults.MODEL.DEFCN, "MODEL.DEFCN."))
     for key in keys_of(cfg.MODEL.DEFCN, "MODEL.DEFCN."):
         if key not in known:
             raise ConfigError(
-                f"unknown configuration key {key!r}; {did_you_mean(key, known)} Keys of your own "
-                "go beside MODEL.DEFCN, or are arguments of a registered component"
+                f"unknown configuration key {key!r}; {did_you_mean(key, known, likely)} Keys of "
+                "your own go beside MODEL.DEFCN, or are arguments of a registered component"
             )
     for key in known:
         default, value = value_of(defaults, key), value_of(cfg, key)

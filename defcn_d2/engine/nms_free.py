@@ -5,7 +5,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..config.files import config_file
+from ..config.files import config_folder
 from ..utils.command_line import add_model_arguments, input_files, trained_config
 from ..utils.errors import UserError, as_user_error
 from ..utils.files import check_outputs, write_atomically
@@ -15,7 +15,7 @@ from .reporting import reported
 from .trainer import Trainer
 
 # What is laid on top of the detector's config: without and with training.
-COMPARISON, SELECTOR = "nms_free/Comparison", "nms_free/Selector"
+COMPARISON, SELECTOR = "nms_free/Base-comparison.yaml", "nms_free/Base-selector.yaml"
 
 
 def nms_free_config(cfg: CfgNode, iterations: int = 0) -> CfgNode:
@@ -31,7 +31,7 @@ def nms_free_config(cfg: CfgNode, iterations: int = 0) -> CfgNode:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.merge_from_file(str(config_file(SELECTOR if iterations else COMPARISON)))
+    cfg.merge_from_file(str(config_folder() / (SELECTOR if iterations else COMPARISON)))
     if iterations:
         solver = cfg.SOLVER
         solver.STEPS = tuple(

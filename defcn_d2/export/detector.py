@@ -110,7 +110,7 @@ class DeployedDetector(nn.Module):
         return {"images": {0: Dim("batch"), 2: Dim("height"), 3: Dim("width")}}
 
     def detections(self, outputs: list[Tensor], images: Tensor) -> Outputs:
-        """What the graph gives for ``images``: detections already."""
+        """The outputs of the graph themselves: they are detections already."""
         boxes, scores, classes = outputs
         return boxes, scores, classes
 

@@ -1,6 +1,7 @@
 """The command line of ``tools/export.py``."""
 
 import argparse
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -111,7 +112,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     properties = describe(cfg, deployed, size, int8=bool(calibration))
     detector = RawDetector(deployed, size) if size else deployed
     artifact = FORMATS[args.format](detector, properties, calibration)
-    tolerance = tolerance_of(properties["precision"])
+    tolerance = tolerance_of(json.loads(properties["precision"]))
     difference = verify_artifact(artifact, reference, batches, tolerance)
     _report(f"{args.format}, PyTorch", difference)
     try:

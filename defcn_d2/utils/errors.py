@@ -9,13 +9,18 @@ class UserError(Exception):
     """A mistake outside the program: the message names the thing, its value and the remedy."""
 
 
-def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """End of a sentence about an unknown ``name``: all of ``names`` if few, and the most alike."""
+def did_you_mean(name: object, names: Iterable[str], likely: Iterable[str] = ()) -> str:
+    """End of a sentence about an unknown ``name``: all of ``names`` if few, and the most alike.
+
+    Args:
+        likely: those of ``names`` that go before others with the same last part.
+    """
     known = sorted(set(names))
     by_lower = {other.lower(): other for other in known}
     lower = str(name).lower()
     tail = lower.rpartition(".")[2]
-    elsewhere = [key for key in by_lower if key.rpartition(".")[2] == tail]  # below other nodes
+    below_others = [key for key in by_lower if key.rpartition(".")[2] == tail]
+    elsewhere = [key.lower() for key in likely if key.lower() in below_others] or below_others
     alike = difflib.get_close_matches(lower, elsewhere, n=1, cutoff=0)
     alike = alike or difflib.get_close_matches(lower, by_lower, n=1, cutoff=0.5)
     hint = f"did you mean {name if name in known else by_lower[alike[0]]!r}?" if alike else ""

@@ -461,7 +461,7 @@ CONTRADICTIONS = [
         {**CENTERNESS, DEFCN + "AUX.CRITERION.AuxiliaryCriterion.REG_WEIGHT": 1.0},
         "not POTOAux; set MODEL.DEFCN.AUX.MATCHER.NAME to one of",
     ),
-    ({DEFCN + "CRITERION.NAME": "GFLCriterion"}, "SOFT_LABELS is 'iou', but FocalLoss takes hard"),
+    ({DEFCN + "CRITERION.NAME": "GFLCriterion"}, "set MODEL.DEFCN.HEAD.NAME to one of GFLHead"),
     (GFL, "but DeFCNHead gives none; set MODEL.DEFCN.HEAD.NAME to one of GFLHead, or DFL_WEIGHT"),
     (
         {

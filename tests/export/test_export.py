@@ -265,7 +265,9 @@ def run(weights: str, *arguments: object) -> int:
     return export.run(["--config-file", CONFIG, *map(str, arguments), *opts])
 
 
-def instant(detector: DeployedDetector, properties: dict[str, str]) -> export.Artifact:
+def instant(
+    detector: DeployedDetector, properties: dict[str, str], calibration: Any = ()
+) -> export.Artifact:
     """A format whose file holds the properties alone."""
     return export.Artifact(json.dumps(properties).encode(), detector, Counter())
 
@@ -339,7 +341,7 @@ def test_command_wants_a_whole_detector(weights, tmp_path, capsys):
 
 
 def test_failed_verification_leaves_no_file(weights, tmp_path, capsys, monkeypatch):
-    def broken(detector: DeployedDetector, properties: dict[str, str]) -> export.Artifact:
+    def broken(detector: DeployedDetector, *rest: Any) -> export.Artifact:
         return export.Artifact(b"x", lambda x: tuple(y + 1 for y in detector(x)), Counter())
 
     monkeypatch.setitem(export.FORMATS, "exported", broken)
@@ -423,7 +425,7 @@ def test_missing_packages_are_named(missing, monkeypatch):
 
 def test_old_torch_is_told(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
-    with pytest.raises(UserError, match="torch 2.6.0.* is too old for --format onnx"):
+    with pytest.raises(UserError, match="torch 2.6.0.* is too old for ONNX"):
         artifacts.require_onnx()
 
 

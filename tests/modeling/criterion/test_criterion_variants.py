@@ -153,7 +153,7 @@ def test_key_of_the_auxiliary_criterion() -> None:
             ["LOSS.NAME", "Focal"],
             r"LOSS.NAME 'Focal' is unknown; .*\(did you mean 'FocalLoss'\?\)",
         ),
-        (["CRITERION.NAME", "Dense"], r"CRITERION.NAME 'Dense' is unknown; one of: Auxiliary"),
+        (["CRITERION.NAME", "Dense"], r"CRITERION.NAME 'Dense' is unknown; one of: AutoAssign"),
         (["AUX.LOSS.NAME", "zzz"], "AUX.LOSS.NAME 'zzz' is unknown; one of: APLoss, "),
         (["AUX.MATCHER.NAME", ""], "AUX.MATCHER.NAME '' is unknown; one of: ATSS, "),
         (["AUX.CRITERION.NAME", "x"], "AUX.CRITERION.NAME 'x' is unknown; one of: "),
