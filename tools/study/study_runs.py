@@ -20,8 +20,14 @@ VARIANTS = {
     "shapes": (
         *("POTO", "POTO-argmax", "POTO-3DMF", "POTO-3DMF-Aux", "ForegroundLoss", "Anchor"),
         *("Center", "FCOS", "ATSS", "OneNet", "Peak"),
+        *("GFL", "FCOS-GFL", "POTO-GFL", "TAL", "Dual-TAL", "DATE", "DATE-3DMF", "OneToFew"),
+        *("AutoAssign", "POTO-AutoAssign", "POTO-MAL", "POTO-IA-BCE", "AP-Loss", "DR-Loss"),
+        *("POTO-AP-Loss", "POTO-DR-Loss", "NoisyAnchors", "NoisyAnchors-dense"),
     ),
-    "shapes_crowd": ("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux", "Peak"),
+    "shapes_crowd": (
+        *("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux", "Peak"),
+        *("GFL", "POTO-GFL", "Dual-TAL", "DATE", "OneToFew", "AutoAssign"),
+    ),
     "bccd": ("FCOS", "ATSS", "POTO", "POTO-3DMF-Aux", "Peak"),
 }
 
