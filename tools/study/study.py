@@ -143,7 +143,7 @@ def keep_figures(args: argparse.Namespace, settings: Settings) -> None:
 def take_up_figures(args: argparse.Namespace, settings: Settings) -> None:
     """Put the figures of study.json into the output, if they are of the same settings."""
     path = args.docs / "study.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"settings": None}
+    kept: dict = json.loads(path.read_text()) if path.exists() else {"settings": None}
     if kept["settings"] != json.loads(json.dumps(asdict(settings))):
         return
     args.output.mkdir(parents=True, exist_ok=True)
