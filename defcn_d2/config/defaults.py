@@ -70,7 +70,8 @@ def _add_head_config(node: CN) -> None:
     # Foreground probability of every location before training: sets the bias of cls_score.
     node.PRIOR_PROB = 0.01
     # Bias of bbox_pred at the start: with distances, boxes begin at this many strides to each side.
-    # 0, as in the release, begins with boxes of size 0, some of which never grow; 4 is better.
+    # 0, as in the release, begins with boxes of size 0, some of which never grow; 4 is better. With
+    # anchors boxes begin as those, whatever this is.
     node.BOX_BIAS = 0.0
     # True: distances are relu(scale * x) * stride. False: exp(scale * x) pixels.
     node.NORM_REG_TARGETS = True

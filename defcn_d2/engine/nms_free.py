@@ -83,5 +83,5 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _next_command(config: Path, iterations: int) -> str:
-    command = f"python train_net.py --config-file {config}"
+    command = f"defcn-train --config-file {config}"
     return command if iterations else f"{command} --eval-only"

@@ -8,6 +8,8 @@ from torch import Tensor
 
 # The epsilon of every division by an area, method section 7.
 EPS = torch.finfo(torch.float32).eps
+# Detectron2's limit of the logarithm of a ratio of sides.
+_SCALE_CLAMP = math.log(1000.0 / 16)
 # Pairs that are computed at a time.
 CHUNK = 2**18
 
@@ -23,6 +25,25 @@ def ltrb_to_boxes(ltrb: Tensor, centers: Tensor) -> Tensor:
         (..., R, 4) xyxy.
     """
     return torch.cat([centers - ltrb[..., :2], centers + ltrb[..., 2:]], dim=-1)
+
+
+def deltas_to_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes from the deltas of anchors, as Detectron2's ``Box2BoxTransform`` of weights 1 has them.
+
+    By broadcasting and slices alone, which graphs for any runtime may have.
+
+    Args:
+        deltas: (..., R, 4): shifts of the centre in sides, and logarithms of the sides' ratios.
+        anchors: (R, 4) xyxy.
+
+    Returns:
+        (..., R, 4) xyxy.
+    """
+    sides = anchors[:, 2:] - anchors[:, :2]  # (R, 2)
+    centers = anchors[:, :2] + 0.5 * sides
+    centers = deltas[..., :2] * sides + centers  # (..., R, 2)
+    sides = deltas[..., 2:].clamp(max=_SCALE_CLAMP).exp() * sides
+    return torch.cat([centers - 0.5 * sides, centers + 0.5 * sides], dim=-1)
 
 
 def box_area(boxes: Tensor) -> Tensor:

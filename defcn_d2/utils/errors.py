@@ -13,15 +13,18 @@ def did_you_mean(name: object, names: Iterable[str], likely: Iterable[str] = ())
     """End of a sentence about an unknown ``name``: all of ``names`` if few, and the most alike.
 
     Args:
-        likely: those of ``names`` that go before others with the same last part.
+        likely: those of ``names`` that go before others as alike and with the same last part.
     """
     known = sorted(set(names))
     by_lower = {other.lower(): other for other in known}
     lower = str(name).lower()
     tail = lower.rpartition(".")[2]
-    below_others = [key for key in by_lower if key.rpartition(".")[2] == tail]
-    elsewhere = [key.lower() for key in likely if key.lower() in below_others] or below_others
+    elsewhere = [key for key in by_lower if key.rpartition(".")[2] == tail]  # below other nodes
     alike = difflib.get_close_matches(lower, elsewhere, n=1, cutoff=0)
+    preferred = [key.lower() for key in likely if key.lower() in elsewhere]
+    if preferred:
+        limit = difflib.SequenceMatcher(None, alike[0], lower).ratio() - 0.1
+        alike = difflib.get_close_matches(lower, preferred, n=1, cutoff=max(limit, 0)) or alike
     alike = alike or difflib.get_close_matches(lower, by_lower, n=1, cutoff=0.5)
     hint = f"did you mean {name if name in known else by_lower[alike[0]]!r}?" if alike else ""
     if 0 < len(known) <= 12:

@@ -331,7 +331,7 @@ def test_a_name_that_a_program_has_assigned_in_vain(key: str, sentence: str) -> 
     [
         (MATCHER + "ALPHA", "MODEL.DEFCN.MATCHER.POTO.ALPHA"),
         (MATCHER + "SOLVER", "MODEL.DEFCN.MATCHER.POTO.SOLVER"),
-        (AUX + "ALPHA", "MODEL.DEFCN.AUX.MATCHER.POTO.ALPHA"),
+        (AUX + "ALPHA", "MODEL.DEFCN.AUX.MATCHER.POTOAux.ALPHA"),
         (DEFCN + "LOSS.REG_WEIGHT", "MODEL.DEFCN.CRITERION.DenseCriterion.REG_WEIGHT"),
     ],
 )

@@ -33,7 +33,7 @@ def arguments(trained: Path, output: Path, *more: str) -> list[str]:
 def test_without_training(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert make(arguments(trained, tmp_path)) == 0
     assert (
-        f"train_net.py --config-file {tmp_path}/config.yaml --eval-only" in capsys.readouterr().out
+        f"defcn-train --config-file {tmp_path}/config.yaml --eval-only" in capsys.readouterr().out
     )
     cfg = load_config(str(tmp_path / "config.yaml"))
     assert cfg.MODEL.DEFCN.NMS_TYPE == "none"

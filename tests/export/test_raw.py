@@ -38,6 +38,8 @@ ALLOWED = {
     # of heads that compare neighbours
     *("And", "Equal", "Greater", "GreaterOrEqual", "Log", "Min", "Neg", "Pad", "ReduceMax"),
     *("Split", "Where"),
+    # of heads that predict distributions
+    *("ReduceSum", "Softmax"),
 }
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.nn import giou_loss as fvcore_giou_loss
 from helpers import random_boxes
 from hypothesis import given
@@ -20,6 +21,7 @@ from defcn_d2.modeling.box_ops import (
     box_area,
     centerness,
     ciou,
+    deltas_to_boxes,
     giou,
     iou,
     ltrb_to_boxes,
@@ -172,3 +174,11 @@ def test_degenerate_boxes_have_finite_overlap_and_gradient(
     assert -2 <= overlap.item() <= 1
     overlap.backward()
     assert box.grad.isfinite().all()
+
+
+def test_deltas_are_those_of_detectron2() -> None:
+    transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+    anchors = random_boxes(300, 400, 20, torch.Generator().manual_seed(0))
+    deltas = 3 * torch.randn(2, 20, 4)  # some beyond the limit of the sides
+    expected = transform.apply_deltas(deltas.flatten(0, 1), anchors.repeat(2, 1)).view(2, 20, 4)
+    assert torch.equal(deltas_to_boxes(deltas, anchors), expected)

@@ -19,6 +19,8 @@ import torch  # noqa: E402
 from demo_results import EVALUATIONS, write_json  # noqa: E402
 from study_runs import DETECTIONS  # noqa: E402
 
+from defcn_d2.weights.reader import read_checkpoint  # noqa: E402
+
 HEAD = "MODEL.DEFCN.HEAD.PeakHead."
 MATCHER = "MODEL.DEFCN.MATCHER.POTO."
 
@@ -118,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     args = parser.parse_args(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
-    weights = torch.load(args.base / "model_final.pth", weights_only=False)["model"]
+    weights = read_checkpoint(str(args.base / "model_final.pth"))["model"]
     base = {name: value for name, value in weights.items() if not name.startswith("head.select")}
     torch.save({"model": base}, args.output / "base.pth")
     print("| variant | " + " | ".join([*FIGURES, "AP with NMS", "AP50 with NMS"]) + " |")

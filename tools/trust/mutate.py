@@ -13,6 +13,7 @@ noticed stand in output/mutation/survivors.txt.
 from __future__ import annotations
 
 import argparse
+import ast
 import configparser
 import json
 import os
@@ -50,16 +51,22 @@ settings.register_profile(
 settings.load_profile("mutation")
 """
 NOTICED = ("killed", "timeout", "segfault", "suspicious")  # the last: ended in another way
-CONFIGURABLE = "    @configurable\n"
+DECORATORS = ("configurable", "property")
 
 
-def without_decorator(source: str) -> str:
-    """``configurable`` after the class: mutmut leaves functions with decorators as they are."""
-    if CONFIGURABLE not in source:
-        return source
-    (name,) = re.findall(r"^class (\w+)", source, re.MULTILINE)
-    plain = source.replace(CONFIGURABLE, "")
-    return f"{plain}\n\n{name}.__init__ = configurable({name}.__init__)\n"
+def without_decorators(source: str) -> str:
+    """``DECORATORS`` after the class: mutmut leaves functions with decorators as they are."""
+    lines = source.splitlines(keepends=True)
+    after = []
+    for owner in ast.parse(source).body:
+        for function in owner.body if isinstance(owner, ast.ClassDef) else []:
+            if isinstance(function, ast.FunctionDef) and len(function.decorator_list) == 1:
+                decorator = function.decorator_list[0]
+                if ast.unparse(decorator) in DECORATORS:
+                    lines[decorator.lineno - 1] = ""
+                    name = f"{owner.name}.{function.name}"
+                    after.append(f"{name} = {ast.unparse(decorator)}({name})\n")
+    return "".join(lines + ["\n\n"] * bool(after) + after)
 
 
 def prepare() -> None:
@@ -75,7 +82,7 @@ def prepare() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
             if name.startswith("defcn_d2/modeling/matcher/"):
-                target.write_text(without_decorator(target.read_text()))
+                target.write_text(without_decorators(target.read_text()))
                 shutil.copystat(ROOT / name, target)
     with open(FOLDER / "tests" / "conftest.py", "a") as file:
         file.write(PROFILE)

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from detectron2.layers import get_norm
-from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ...config.rules import check_argument, norm_of, numbers, one_of, whole_numbers
 from ...structures import Predictions, Priors
-from ..box_ops import ltrb_to_boxes
+from ..box_ops import deltas_to_boxes, ltrb_to_boxes
 from .build import HEAD_REGISTRY
 from .max_filtering import MaxFiltering
 
@@ -66,9 +65,9 @@ class DeFCNHead(nn.Module):
             num_anchors: priors a location, A.
             num_convs, norm, conv_bias: of each tower; ``norm`` as in ``get_norm``.
             prior_prob: class probability of every location before training.
-            box_bias: what ``bbox_pred`` gives at the start of training. With "ltrb" a box is that
-                many strides from its location to each side, and one of size 0 may never grow: the
-                gradients of ReLU and of the GIoU are 0 there.
+            box_bias: of ``bbox_pred`` at the start of training with "ltrb": a box is that many
+                strides from its location to each side, and one of size 0 may never grow, as the
+                gradients of ReLU and of the GIoU are 0 there. With "deltas" boxes start as anchors.
             box_coding: "ltrb" (distances in pixels) or "deltas" (of Box2BoxTransform, no scales).
             norm_reg_targets: distances are relu(x) * stride; else exp(x).
             quality_branch: "none", "filter", "centerness" or "objectness"; all on the box tower.
@@ -82,8 +81,6 @@ class DeFCNHead(nn.Module):
         check_argument("norm", norm, norm_of(in_channels))
         check_argument("prior_prob", prior_prob, numbers("(0, 1)"))
         check_argument("box_bias", box_bias, numbers("[0, inf)"))
-        if box_coding == "deltas":
-            check_argument("box_bias", box_bias, _not_with_anchors)
         check_argument("quality_branch", quality_branch, one_of("none", "filter", *_PLAIN_BRANCHES))
         self.strides = strides
         self.box_coding = box_coding
@@ -107,7 +104,7 @@ class DeFCNHead(nn.Module):
         assert self.cls_score.bias is not None
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
         assert self.bbox_pred.bias is not None
-        nn.init.constant_(self.bbox_pred.bias, box_bias)
+        nn.init.constant_(self.bbox_pred.bias, box_bias if box_coding == "ltrb" else 0.0)
 
     def forward(self, features: list[Tensor], priors: Priors) -> dict[str, Predictions]:
         """
@@ -165,9 +162,7 @@ class DeFCNHead(nn.Module):
             if self.training:  # the sides of tiny boxes far from the origin keep their digits
                 return ltrb_to_boxes(boxes.double(), priors.centers.double())
             return ltrb_to_boxes(boxes, priors.centers)
-        transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
-        anchors = priors.boxes.repeat(boxes.shape[0], 1)  # (N * R, 4)
-        return transform.apply_deltas(boxes.reshape(-1, 4), anchors).view_as(boxes)
+        return deltas_to_boxes(boxes, priors.boxes)
 
     def _cls_logits(self, features: Tensor) -> Tensor:
         return self.cls_score(features)  # (N, A * K, H, W)
@@ -226,12 +221,6 @@ def flatten(levels: list[Tensor], num_anchors: int = 1) -> Tensor:
     if num_anchors > 1:  # the anchors of a location follow each other, as in Priors
         flat = flat.reshape(flat.shape[0], flat.shape[1] * num_anchors, -1)
     return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
-
-
-def _not_with_anchors(key: str, value: float) -> str | None:
-    if not value:
-        return None
-    return f"{key} is {value}, but boxes of PRIORS 'anchors' start as their anchors; set it to 0"
 
 
 def _without_batch_norm(key: str, head: nn.Module) -> str | None:

@@ -69,6 +69,7 @@ class NoisyAnchors:
             fit = iou(predictions.boxes[locations], gt_boxes[of_gts]).float()
         scores = predictions[(locations,)].scores()  # (C, K)
         scores = scores.gather(1, gt.gt_classes[of_gts][:, None]).squeeze(1)
+        fit, scores = fit.nan_to_num(0), scores.nan_to_num(0)  # of predictions not finite
         labels, weights = cleanliness(fit, scores, self.alpha)
         return Assignment(
             gt_idxs,

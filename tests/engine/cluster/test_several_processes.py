@@ -60,9 +60,9 @@ class Case(NamedTuple):
 # Losses are divided by a sum of scores, which is to be more than 1 for each process.
 LIKELY = ("MODEL.DEFCN.PRIOR_PROB", 0.5)
 CASES = [
-    Case("POTO-3DMF-Aux", "equal"),
-    Case("POTO-3DMF-Aux", "unequal"),
-    Case("POTO-3DMF-Aux", "micro batches"),
+    Case("POTO-3DMF-Aux", "equal", opts=("MODEL.DEFCN.BOX_BIAS", 0.0)),
+    Case("POTO-3DMF-Aux", "unequal", opts=("MODEL.DEFCN.BOX_BIAS", 0.0)),
+    Case("POTO-3DMF-Aux", "micro batches", opts=("MODEL.DEFCN.BOX_BIAS", 0.0)),
     Case("FCOS", "unequal"),
     Case("FCOS", "micro batches"),
     Case("ATSS", "unequal"),

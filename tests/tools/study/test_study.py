@@ -37,7 +37,9 @@ def test_plan_goes_seed_by_seed() -> None:
         assert (study_runs.ROOT / "configs" / run.data / f"{run.variant}.yaml").exists()
     only = study_runs.plan(2, ["shapes_crowd", "shapes/FCOS"])
     assert {run.name for run in only} == {
-        run.name for run in runs if run.data == "shapes_crowd" or run.name.startswith("shapes/FCOS")
+        run.name
+        for run in runs
+        if run.data == "shapes_crowd" or run.name.startswith("shapes/FCOS/")
     }
 
 

@@ -16,12 +16,38 @@ MATCHERS = sorted((ROOT / "defcn_d2" / "modeling" / "matcher").glob("*.py"))
 def test_no_function_of_a_matcher_keeps_its_decorator(path) -> None:
     """It is applied after the class: mutmut changes plain functions and class methods alone."""
     source = path.read_text()
-    changed = mutate.without_decorator(source)
-    assert (changed == source) == ("@configurable" not in source)
-    assert changed.count("configurable(") == source.count("@configurable")
+    changed = mutate.without_decorators(source)
     functions = [node for node in ast.walk(ast.parse(changed)) if isinstance(node, ast.FunctionDef)]
     decorators = {ast.unparse(x) for node in functions for x in node.decorator_list}
     assert decorators <= {"classmethod"}
+    for name in mutate.DECORATORS:
+        assert changed.count(f" = {name}(") == source.count(f"@{name}\n")
+
+
+def test_a_class_without_its_decorators_is_the_same() -> None:
+    source = """
+class A:
+    @property
+    def a(self) -> int:
+        return self.b + 1
+
+    @classmethod
+    def c(cls) -> int:
+        return 3
+
+
+class B(A):
+    @property
+    def b(self) -> int:
+        return self.c()
+"""
+    changed = mutate.without_decorators(source)
+    assert "@property" not in changed and "    @classmethod\n    def c" in changed
+    assert changed.endswith("\n\nA.a = property(A.a)\nB.b = property(B.b)\n")
+    found: dict = {}
+    exec(changed, found)
+    assert found["B"]().a == 4
+    assert mutate.without_decorators("A = 1\n") == "A = 1\n"
 
 
 def test_report(tmp_path, monkeypatch, capsys) -> None:

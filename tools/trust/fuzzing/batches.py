@@ -157,8 +157,14 @@ def make_inputs(recipe: Recipe) -> list[dict]:
     return inputs
 
 
-def make_predictions(recipe: Recipe, priors: Priors, quality: bool) -> Predictions:
-    """Leaves that want gradients; boxes in float64 where the priors are points, as in training."""
+def make_predictions(
+    recipe: Recipe, priors: Priors, quality: bool, reg_max: int | None = None
+) -> Predictions:
+    """Leaves that want gradients; boxes in float64 where the priors are points, as in training.
+
+    With ``reg_max`` there are logits of the distributions of the sides as well: ordinary ones, as
+    faults have the others.
+    """
     generator = Generator().manual_seed(recipe.seed + 2)
     shape = (len(recipe.sizes), len(priors))
     logits = torch.randn(*shape, recipe.num_classes + quality, generator=generator) * 2
@@ -170,10 +176,15 @@ def make_predictions(recipe: Recipe, priors: Priors, quality: bool) -> Predictio
     boxes = torch.cat([centers - ltrb[..., :2], centers + ltrb[..., 2:]], dim=-1)
     if recipe.predictions == "perfect":
         boxes = _aim_at_ground_truths(boxes, make_ground_truths(recipe))
+    extra = {}
+    if reg_max is not None:
+        sides = torch.randn(*shape, 4 * (reg_max + 1), generator=generator) * 2
+        extra["box_logits"] = sides.requires_grad_()
     return Predictions(
         cls_logits=logits[..., : recipe.num_classes].contiguous().requires_grad_(),
         boxes=boxes.requires_grad_(),
         quality_logits=logits[..., -1].contiguous().requires_grad_() if quality else None,
+        extra=extra,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import replace
@@ -16,6 +17,7 @@ from defcn_d2 import add_defcn_config
 from defcn_d2.modeling.batch_checks import BatchError
 from defcn_d2.modeling.criterion import build_criteria
 from defcn_d2.modeling.criterion.dense import DenseCriterion
+from defcn_d2.modeling.head.build import quality_branch_key
 from defcn_d2.modeling.matcher.anchor import Anchor
 from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
 from defcn_d2.modeling.matcher.onenet import OneNet
@@ -89,8 +91,13 @@ class Detector:
         wide.MODEL.DEFCN.NUM_CLASSES = MAX_CLASSES
         self.model.criteria = build_criteria(wide)
         self.anchors = cfg.MODEL.DEFCN.PRIORS == "anchors"
-        self.quality = cfg.MODEL.DEFCN.QUALITY_BRANCH != "none"
-        self.centerness = cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness"
+        #: Quality branch of each set of predictions that a criterion takes, and of "main".
+        self.branches = {
+            name: _quality_branch(cfg, name)
+            for name in ["main", *(criterion.predictions for criterion in self.model.criteria)]
+        }
+        gives_box_logits = getattr(self.model.head, "gives_box_logits", False)
+        self.reg_max: int | None = self.model.head.reg_max if gives_box_logits else None
         self.criteria = [c for c in self.model.criteria if isinstance(c, DenseCriterion)]
         self.matched: dict[DenseCriterion, list[Assignment]] = {}
         for criterion in self.criteria:
@@ -173,10 +180,23 @@ class Detector:
         self, recipe: Recipe, inputs: list[dict]
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         priors: Priors = make_priors(recipe.sizes, self.anchors)
-        predictions = make_predictions(recipe, priors, self.quality)
-        predictions = replace(predictions, centerness=self.centerness)
-        losses = self.model.losses(priors, {"main": predictions}, inputs)
-        return losses, [x for x in vars(predictions).values() if isinstance(x, Tensor)]
+        sets = {
+            name: replace(
+                make_predictions(recipe, priors, branch != "none", self.reg_max),
+                centerness=branch == "centerness",
+            )
+            for name, branch in self.branches.items()
+        }
+        losses = self.model.losses(priors, sets, inputs)
+        taken = {criterion.predictions for criterion in self.model.criteria}
+        values = [x for name in taken for x in (*vars(sets[name]).values(), *sets[name].extra.values())]
+        return losses, [x for x in values if isinstance(x, Tensor)]
+
+
+def _quality_branch(cfg: CfgNode, predictions: str) -> str:
+    """Of a set of predictions: "none", "filter" or "centerness"."""
+    key = quality_branch_key(cfg, predictions)
+    return functools.reduce(getattr, key.split("."), cfg) if key else "none"
 
 
 def _check_losses(losses: dict[str, Tensor]) -> None:
