@@ -17,7 +17,6 @@ import ast
 import configparser
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys

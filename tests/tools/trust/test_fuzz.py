@@ -21,7 +21,7 @@ from fuzzing.batches import (
     make_predictions,
     make_priors,
 )
-from fuzzing.detectors import Detector, Violation, variant_configs
+from fuzzing.detectors import Detector, Violation, one_of_each, variant_configs
 from fuzzing.faults import FAULTS, IMAGE_FAULTS, IMAGES
 from fuzzing.values import BOXES, NOT_FINITE, PREDICTIONS
 from hypothesis import given, settings
@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from defcn_d2.structures import Assignment
 
-CONFIGS = variant_configs()
+CONFIGS = one_of_each(variant_configs())  # the tool tries all
 SIDES = st.one_of(st.integers(1, 40), st.integers(1, 300))
 SMALL_SIDES = st.integers(1, 70)
 ORDINARY = Recipe(seed=1, sizes=((70, 90),), counts=(5,))

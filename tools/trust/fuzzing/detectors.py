@@ -81,6 +81,23 @@ def variant_configs() -> dict[str, CfgNode]:
     return found
 
 
+def one_of_each(configs: dict[str, CfgNode]) -> dict[str, CfgNode]:
+    """The first config of every set of components, whatever their keys.
+
+    Besides, those with a Hungarian matcher that keeps ground truths without a location.
+    """
+    found: dict[tuple, str] = {}
+    for name, cfg in configs.items():
+        node = cfg.MODEL.DEFCN
+        parts = [node.MATCHER, node.CRITERION, node.LOSS, node.HEAD]
+        if node.AUX.ENABLED:
+            parts += [node.AUX.MATCHER, node.AUX.CRITERION, node.AUX.LOSS]
+        keeps = node.MATCHER.get(node.MATCHER.NAME, {}).get("KEEP_UNREACHABLE", False)
+        names = tuple(part.NAME for part in parts)
+        found.setdefault((*names, node.PRIORS, node.QUALITY_BRANCH, keeps), name)
+    return {name: configs[name] for name in found.values()}
+
+
 class Detector:
     """A model of a variant, which remembers how it matched."""
 
@@ -189,7 +206,9 @@ class Detector:
         }
         losses = self.model.losses(priors, sets, inputs)
         taken = {criterion.predictions for criterion in self.model.criteria}
-        values = [x for name in taken for x in (*vars(sets[name]).values(), *sets[name].extra.values())]
+        values = [
+            x for name in taken for x in (*vars(sets[name]).values(), *sets[name].extra.values())
+        ]
         return losses, [x for x in values if isinstance(x, Tensor)]
 
 
