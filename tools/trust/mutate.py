@@ -57,14 +57,16 @@ def without_decorators(source: str) -> str:
     """``DECORATORS`` after the class: mutmut leaves functions with decorators as they are."""
     lines = source.splitlines(keepends=True)
     after = []
-    for owner in ast.parse(source).body:
-        for function in owner.body if isinstance(owner, ast.ClassDef) else []:
-            if isinstance(function, ast.FunctionDef) and len(function.decorator_list) == 1:
-                decorator = function.decorator_list[0]
-                if ast.unparse(decorator) in DECORATORS:
-                    lines[decorator.lineno - 1] = ""
-                    name = f"{owner.name}.{function.name}"
-                    after.append(f"{name} = {ast.unparse(decorator)}({name})\n")
+    owners = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    for owner in owners:
+        for function in owner.body:
+            if not isinstance(function, ast.FunctionDef) or len(function.decorator_list) != 1:
+                continue
+            decorator = function.decorator_list[0]
+            if ast.unparse(decorator) in DECORATORS:
+                lines[decorator.lineno - 1] = ""
+                name = f"{owner.name}.{function.name}"
+                after.append(f"{name} = {ast.unparse(decorator)}({name})\n")
     return "".join(lines + ["\n\n"] * bool(after) + after)
 
 

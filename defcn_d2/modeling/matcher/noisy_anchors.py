@@ -109,4 +109,4 @@ def cleanliness(fit: Tensor, scores: Tensor, alpha: float) -> tuple[Tensor, Tens
     low, high = clean.aminmax()
     mean = fit.mean()
     labels = mean + (1 - mean) * (clean - low) / (high - low).clamp(min=EPS)
-    return labels, mixed(*(1 / (1 - x).clamp(min=EPS) for x in (fit, scores)))
+    return labels.clamp(max=1), mixed(*(1 / (1 - x).clamp(min=EPS) for x in (fit, scores)))

@@ -23,7 +23,7 @@ from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
 from defcn_d2.modeling.matcher.onenet import OneNet
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.modeling.meta_arch import DeFCN
-from defcn_d2.structures import IGNORE, Assignment, Priors
+from defcn_d2.structures import IGNORE, Assignment, Predictions, Priors
 from fuzzing.batches import (
     MAX_CLASSES,
     Recipe,
@@ -205,11 +205,18 @@ class Detector:
             for name, branch in self.branches.items()
         }
         losses = self.model.losses(priors, sets, inputs)
-        taken = {criterion.predictions for criterion in self.model.criteria}
-        values = [
-            x for name in taken for x in (*vars(sets[name]).values(), *sets[name].extra.values())
-        ]
-        return losses, [x for x in values if isinstance(x, Tensor)]
+        return losses, [leaf for name in sets for leaf in self._learnt(name, sets[name])]
+
+    def _learnt(self, name: str, predictions: Predictions) -> list[Tensor]:
+        """The tensors of a set that some criterion learns: boxes are left out by those of scores.
+
+        The head that gives the set has detached its boxes then, or they learn by another set.
+        """
+        takers = [criterion for criterion in self.model.criteria if criterion.predictions == name]
+        fields = {**vars(predictions), **predictions.extra}
+        if not any(criterion.reg_weight or criterion.l1_weight for criterion in takers):
+            del fields["boxes"]
+        return [x for x in fields.values() if takers and isinstance(x, Tensor)]
 
 
 def _quality_branch(cfg: CfgNode, predictions: str) -> str:
