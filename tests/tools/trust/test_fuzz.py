@@ -97,6 +97,9 @@ def test_whole_networks(detectors: dict[str, Detector], recipe: Recipe) -> None:
     [
         # GIoU of 1 + 1e-16, by rounding: a loss just below 0
         Recipe(489274946, ((3, 3821),), (60,), 13, "huge", "perfect"),
+        # soft labels of 1 + 1e-7, by rounding, and NaN
+        Recipe(750, ((11, 300),), (2,), 1, "duplicated", "constant"),
+        Recipe(0, ((1, 1), (6, 9)), (0, 1), 1, "ordinary", "all NaN"),
     ],
 )
 def test_what_failed_once(name: str, detectors: dict[str, Detector], recipe: Recipe) -> None:
