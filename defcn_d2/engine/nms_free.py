@@ -31,7 +31,8 @@ def nms_free_config(cfg: CfgNode, iterations: int = 0) -> CfgNode:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.merge_from_file(str(config_folder() / (SELECTOR if iterations else COMPARISON)))
+    overlay = config_folder() / (SELECTOR if iterations else COMPARISON)
+    cfg.merge_from_file(str(overlay), allow_unsafe=False)
     if iterations:
         solver = cfg.SOLVER
         solver.STEPS = tuple(
