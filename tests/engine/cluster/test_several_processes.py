@@ -59,10 +59,13 @@ class Case(NamedTuple):
 
 # Losses are divided by a sum of scores, which is to be more than 1 for each process.
 LIKELY = ("MODEL.DEFCN.PRIOR_PROB", 0.5)
+# With the bias of boxes of configs/shapes the coarse levels hardly learn in POTO-3DMF-Aux: weights
+# change by 1e-7, of which rounding, an absolute 1e-11 or less, is more than the tolerance.
+SMALL = ("MODEL.DEFCN.BOX_BIAS", 0.0)
 CASES = [
-    Case("POTO-3DMF-Aux", "equal", opts=("MODEL.DEFCN.BOX_BIAS", 0.0)),
-    Case("POTO-3DMF-Aux", "unequal", opts=("MODEL.DEFCN.BOX_BIAS", 0.0)),
-    Case("POTO-3DMF-Aux", "micro batches", opts=("MODEL.DEFCN.BOX_BIAS", 0.0)),
+    Case("POTO-3DMF-Aux", "equal", opts=SMALL),
+    Case("POTO-3DMF-Aux", "unequal", opts=SMALL),
+    Case("POTO-3DMF-Aux", "micro batches", opts=SMALL),
     Case("FCOS", "unequal"),
     Case("FCOS", "micro batches"),
     Case("ATSS", "unequal"),

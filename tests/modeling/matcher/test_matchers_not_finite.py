@@ -94,7 +94,8 @@ def test_nothing_finite_at_all(name: str, options: dict, value: float) -> None:
     for field in ("cls_logits", "boxes", "quality_logits"):
         predictions = spoil(predictions, everywhere, field, value)
     gt_idxs = MATCHER_REGISTRY.get(name)(**options)(priors, predictions, gt).gt_idxs
-    if name in ("ATSS", "FCOS", "Center", "Anchor"):  # they go by the priors alone
+    # These choose by the priors alone; NoisyAnchors has the predictions for labels and weights.
+    if name in ("ATSS", "FCOS", "Center", "Anchor", "MaxIoU", "NoisyAnchors"):
         assert (gt_idxs >= 0).any()
     elif options:
         assert (gt_idxs >= 0).sum() == len(gt)

@@ -20,6 +20,7 @@ from defcn_d2.modeling.matcher import functional as F
 from defcn_d2.modeling.matcher.foreground_loss import ForegroundLoss
 from defcn_d2.modeling.matcher.one_to_few import OneToFew
 from defcn_d2.modeling.matcher.pairs import (
+    MAX_PAIRS,
     AllPairs,
     Pairs,
     _cells_in_regions,
@@ -53,7 +54,9 @@ def padded(pairs: Pairs, priors: Priors, gt_instances: list[Instances], radius: 
     """As they are on a GPU."""
     gt_boxes = torch.cat([gt.gt_boxes.tensor for gt in gt_instances])
     assert priors.level_shapes is not None
-    gt_idxs, locations, allowed = _cells_in_regions(priors, priors.level_shapes, gt_boxes, radius)
+    gt_idxs, locations, allowed = _cells_in_regions(
+        priors, priors.level_shapes, gt_boxes, radius, MAX_PAIRS
+    )
     images = torch.arange(len(gt_instances)).repeat_interleave(torch.tensor(pairs.num_gts))
     return replace(
         pairs,
