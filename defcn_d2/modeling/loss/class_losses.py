@@ -81,16 +81,51 @@ def soft_label_problems(cfg: CfgNode, key: str) -> Iterator[str]:
         )
 
 
+class EntryLoss:
+    """Base of class losses that are sums over (location, class) entries with soft labels.
+
+    Subclasses implement ``positive`` and ``background``.
+    """
+
+    takes_targets = True
+
+    def __call__(
+        self,
+        logits: Tensor,
+        foreground: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        own = logits[tuple(foreground)]  # (P,)
+        positive = self.positive(own, None if targets is None else targets.to(own.dtype))
+        if weights is not None:
+            positive = positive * weights
+        background = self.background(logits)  # (N, R, K)
+        correction = positive - self.background(own)  # (P,) what the sum of background lacks
+        if valid is not None:
+            background = background * valid[..., None]
+            if valid.is_floating_point():  # foreground has no False
+                correction = correction * valid[foreground[0], foreground[1]]
+        return background.sum() + correction.sum()
+
+    def positive(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        """(P,) losses of foreground entries; ``targets`` (P,) are their labels, None for 1."""
+        raise NotImplementedError
+
+    def background(self, logits: Tensor) -> Tensor:
+        """Losses of entries of the label 0, of the shape of ``logits``."""
+        raise NotImplementedError
+
+
 @CLASS_LOSS_REGISTRY.register(default=["LOSS", "AUX.LOSS"])
-class FocalLoss:
+class FocalLoss(EntryLoss):
     """The focal loss of every (location, class) entry (arXiv 1708.02002, eq. 5).
 
     The few foreground entries are indices instead of a one-hot target of the logits' size. Of a
     soft label y the loss is y times that of foreground and 1 - y times that of background (arXiv
     1912.05086, eq. 6).
     """
-
-    takes_targets = True
 
     def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0):
         """
@@ -103,28 +138,17 @@ class FocalLoss:
         self.alpha = alpha
         self.gamma = gamma
 
-    def __call__(
-        self,
-        logits: Tensor,
-        foreground: Tensor,
-        targets: Tensor | None = None,
-        weights: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        own = logits[tuple(foreground)]  # (P,)
-        positive = focal_positive(own, self.alpha, self.gamma)
-        background = focal_negative(logits, self.alpha, self.gamma)  # (N, R, K)
-        replaced = focal_negative(own, self.alpha, self.gamma)
-        if targets is not None:
-            positive = torch.lerp(replaced, positive, targets.to(own.dtype))
-        return foreground_corrected(background, positive, replaced, foreground, weights, valid)
+    def positive(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        hard = focal_positive(logits, self.alpha, self.gamma)
+        return hard if targets is None else torch.lerp(self.background(logits), hard, targets)
+
+    def background(self, logits: Tensor) -> Tensor:
+        return focal_negative(logits, self.alpha, self.gamma)
 
 
 @CLASS_LOSS_REGISTRY.register()
-class QualityFocalLoss:
+class QualityFocalLoss(EntryLoss):
     """The focal loss for soft labels, |y - p|^beta BCE(p, y) (arXiv 2006.04388, eq. 3)."""
-
-    takes_targets = True
 
     def __init__(self, *, beta: float = 2.0):
         """
@@ -134,37 +158,22 @@ class QualityFocalLoss:
         check_argument("beta", beta, numbers("[0, inf)"))
         self.beta = beta
 
-    def __call__(
-        self,
-        logits: Tensor,
-        foreground: Tensor,
-        targets: Tensor | None = None,
-        weights: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        own = logits[tuple(foreground)]  # (P,)
-        targets = torch.ones_like(own) if targets is None else targets.to(own.dtype)
-        entropy = F.binary_cross_entropy_with_logits(own, targets, reduction="none")  # (P,)
-        positive = (targets - own.sigmoid()).abs() ** self.beta * entropy
-        background = self._background(logits)  # (N, R, K)
-        return foreground_corrected(
-            background, positive, self._background(own), foreground, weights, valid
-        )
+    def positive(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        targets = torch.ones_like(logits) if targets is None else targets
+        entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return (targets - logits.sigmoid()).abs() ** self.beta * entropy
 
-    def _background(self, logits: Tensor) -> Tensor:
-        """The loss of the label 0, p^beta (-log(1 - p))."""
+    def background(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() ** self.beta * F.softplus(logits)
 
 
 @CLASS_LOSS_REGISTRY.register()
-class SoftCrossEntropy:
+class SoftCrossEntropy(EntryLoss):
     """Binary cross-entropy with soft labels, and a focal factor for all other entries.
 
     Foreground entries: BCE(p, y). Others: w p^gamma (-log(1 - p)). With the defaults this is plain
     BCE, as task-aligned learning has it; one-to-few has the background of the focal loss.
     """
-
-    takes_targets = True
 
     def __init__(self, *, background_weight: float = 1.0, gamma: float = 0.0):
         """
@@ -177,42 +186,9 @@ class SoftCrossEntropy:
         self.background_weight = background_weight
         self.gamma = gamma
 
-    def __call__(
-        self,
-        logits: Tensor,
-        foreground: Tensor,
-        targets: Tensor | None = None,
-        weights: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        own = logits[tuple(foreground)]  # (P,)
-        targets = torch.ones_like(own) if targets is None else targets.to(own.dtype)
-        positive = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
-        background, replaced = self._background(logits), self._background(own)
-        return foreground_corrected(background, positive, replaced, foreground, weights, valid)
+    def positive(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        targets = torch.ones_like(logits) if targets is None else targets
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
-    def _background(self, logits: Tensor) -> Tensor:
+    def background(self, logits: Tensor) -> Tensor:
         return self.background_weight * focal_negative(logits, 0.0, self.gamma)
-
-
-def foreground_corrected(
-    background: Tensor,
-    positive: Tensor,
-    replaced: Tensor,
-    foreground: Tensor,
-    weights: Tensor | None,
-    valid: Tensor | None,
-) -> Tensor:
-    """Sum of the background loss (N, R, K), with the foreground entries (P,) put right.
-
-    Args:
-        positive, replaced: (P,) losses of the foreground entries, and what they are in the sum.
-    """
-    if weights is not None:
-        positive = positive * weights
-    correction = positive - replaced  # (P,)
-    if valid is not None:
-        background = background * valid[..., None]
-        if valid.is_floating_point():  # foreground has no False
-            correction = correction * valid[foreground[0], foreground[1]]
-    return background.sum() + correction.sum()

@@ -8,17 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...config.rules import check_argument, numbers
-from .class_losses import CLASS_LOSS_REGISTRY, foreground_corrected, soft_label_problems
+from .class_losses import CLASS_LOSS_REGISTRY, EntryLoss, soft_label_problems
 from .functional import focal_negative
 
 
 @CLASS_LOSS_REGISTRY.register()
-class IoUAwareLoss:
+class IoUAwareLoss(EntryLoss):
     """BCE(p, t) of the foreground, t = p^alpha y^(1 - alpha) without gradient, y being the IoU;
     p^gamma BCE(p, 0) of the rest (IA-BCE of Align-DETR, arXiv 2304.07527, section 3.2).
     """
-
-    takes_targets = True
 
     def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, least: float = 0.01):
         """
@@ -34,23 +32,14 @@ class IoUAwareLoss:
         self.gamma = gamma
         self.least = least
 
-    def __call__(
-        self,
-        logits: Tensor,
-        foreground: Tensor,
-        targets: Tensor | None = None,
-        weights: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        own = logits[tuple(foreground)]  # (P,)
-        overlap = torch.ones_like(own) if targets is None else targets.to(own.dtype)
-        mixed = own.detach().sigmoid() ** self.alpha * overlap ** (1 - self.alpha)
-        positive = F.binary_cross_entropy_with_logits(
-            own, mixed.clamp(min=self.least), reduction="none"
-        )
-        background = focal_negative(logits, 0, self.gamma)  # (N, R, K)
-        replaced = focal_negative(own, 0, self.gamma)
-        return foreground_corrected(background, positive, replaced, foreground, weights, valid)
+    def positive(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        overlap = torch.ones_like(logits) if targets is None else targets
+        mixed = logits.detach().sigmoid() ** self.alpha * overlap ** (1 - self.alpha)
+        labels = mixed.clamp(min=self.least)
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+    def background(self, logits: Tensor) -> Tensor:
+        return focal_negative(logits, 0, self.gamma)
 
     @classmethod
     def problems(cls, cfg: CfgNode, key: str) -> Iterator[str]:

@@ -8,18 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...config.rules import check_argument, numbers
-from .class_losses import CLASS_LOSS_REGISTRY, foreground_corrected, soft_label_problems
+from .class_losses import CLASS_LOSS_REGISTRY, EntryLoss, soft_label_problems
 
 
 @CLASS_LOSS_REGISTRY.register()
-class MatchabilityAwareLoss:
+class MatchabilityAwareLoss(EntryLoss):
     """BCE(p, y^gamma) of the foreground, p^background_gamma BCE(p, 0) of the rest, that factor
     without gradient (MAL of DEIM, arXiv 2412.04234, eq. 3).
 
     Foreground weighs 1 whatever its label y, the IoU: a match with a poor box counts, too.
     """
-
-    takes_targets = True
 
     def __init__(self, *, gamma: float = 1.5, background_gamma: float = 2.0):
         """
@@ -34,23 +32,11 @@ class MatchabilityAwareLoss:
         self.gamma = gamma
         self.background_gamma = background_gamma
 
-    def __call__(
-        self,
-        logits: Tensor,
-        foreground: Tensor,
-        targets: Tensor | None = None,
-        weights: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        own = logits[tuple(foreground)]  # (P,)
-        targets = torch.ones_like(own) if targets is None else targets.to(own.dtype) ** self.gamma
-        positive = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
-        background = self._background(logits)  # (N, R, K)
-        return foreground_corrected(
-            background, positive, self._background(own), foreground, weights, valid
-        )
+    def positive(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        targets = torch.ones_like(logits) if targets is None else targets**self.gamma
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
-    def _background(self, logits: Tensor) -> Tensor:
+    def background(self, logits: Tensor) -> Tensor:
         return logits.detach().sigmoid() ** self.background_gamma * F.softplus(logits)
 
     @classmethod
