@@ -48,7 +48,7 @@ def num_threads(cores: int, workers: int) -> int:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16, by which training is 1.7 times as fast."""
+    """Whether the processor multiplies bfloat16, by which training is faster."""
     capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 

@@ -31,8 +31,8 @@ VARIANTS = {
     "bccd": ("FCOS", "ATSS", "POTO", "POTO-3DMF-Aux", "Peak"),
 }
 
-# Config overrides by name of the network: the same for all variants. bfloat16 makes a training
-# 1.7 times as fast on processors that have it.
+# Config overrides by name of the network: the same for all variants. bfloat16 is faster on
+# processors that have it.
 NETWORKS = {
     "narrow": ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16"],
     "resnet50": [

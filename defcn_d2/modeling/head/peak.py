@@ -59,7 +59,7 @@ class PeakHead(DeFCNHead):
             iou_thresh: t at the start.
             tau: neighbouring levels that take part, half of them on each side.
             selector: False: the comparison alone decides, with the probability 1 for a peak
-                (``overlap`` up to t) and 0 for the rest; nothing is learned, and any trained
+                (``overlap`` below t) and 0 for the rest; nothing is learned, and any trained
                 one-to-many detector will do.
             select_convs: convs of the selector before its last.
             peak_weight: w at the start; 3 leaves 95 % of a peak's score, 5 % of a shadow's.
