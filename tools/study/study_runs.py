@@ -23,12 +23,21 @@ VARIANTS = {
         *("GFL", "FCOS-GFL", "POTO-GFL", "TAL", "Dual-TAL", "DATE", "DATE-3DMF", "OneToFew"),
         *("AutoAssign", "POTO-AutoAssign", "POTO-MAL", "POTO-IA-BCE", "AP-Loss", "DR-Loss"),
         *("POTO-AP-Loss", "POTO-DR-Loss", "NoisyAnchors", "NoisyAnchors-dense"),
+        *("POTO-alpha-0.86", "POTO-alpha-0.92", "Peak-wo-selector", "PSS"),
     ),
     "shapes_crowd": (
         *("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux", "Peak"),
         *("GFL", "POTO-GFL", "Dual-TAL", "DATE", "OneToFew", "AutoAssign"),
     ),
     "bccd": ("FCOS", "ATSS", "POTO", "POTO-3DMF-Aux", "Peak"),
+}
+
+# Variants that are another's config with a few keys changed: its name, and the keys.
+DERIVED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "POTO-alpha-0.86": ("POTO", ("MODEL.DEFCN.MATCHER.POTO.ALPHA", "0.86")),
+    "POTO-alpha-0.92": ("POTO", ("MODEL.DEFCN.MATCHER.POTO.ALPHA", "0.92")),
+    "Peak-wo-selector": ("Peak", ("MODEL.DEFCN.HEAD.PeakHead.SELECTOR", "False")),
+    "PSS": ("Peak", ("MODEL.DEFCN.HEAD.PeakHead.COMPARE", "none")),
 }
 
 # Config overrides by name of the network: the same for all variants. bfloat16 is faster on
@@ -91,7 +100,8 @@ class Run:
     def command(self, output: Path, settings: Settings) -> list[str]:
         """``train_net.py`` with its arguments; it goes on with what a killed run has left."""
         folder = "shapes" if self.images else self.data
-        config = ROOT / "configs" / folder / f"{self.variant}.yaml"
+        base, keys = DERIVED.get(self.variant, (self.variant, ()))
+        config = ROOT / "configs" / folder / f"{base}.yaml"
         overrides = [
             *(blood_cells(self.images) if self.images else ()),
             *("SOLVER.MAX_ITER", settings.iterations),
@@ -99,6 +109,7 @@ class Run:
             *("SOLVER.CHECKPOINT_PERIOD", CHECKPOINT_PERIOD, "TEST.EVAL_PERIOD", 0),
             *("TEST.WITH_NMS", True, "SEED", self.seed),
             *NETWORKS[settings.network],
+            *keys,
             *settings.opts,
             *("OUTPUT_DIR", self.folder(output)),
         ]
