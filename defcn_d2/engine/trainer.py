@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from ..config.load import value_errors_as_user_errors
 from ..data.mapper import BlankWhereBroken, CheckedMapper
 from ..evaluation.nms_gap import WithAndWithoutNMS
+from ..modeling.meta_arch import DeFCN
 from ..utils.detectron2_compat import write_every
 from ..utils.errors import UserError, as_user_error
 from ..weights.checkpointer import Checkpointer
@@ -83,6 +84,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             averaged=cfg.MODEL.EMA.ENABLED,
+            num_classes=cfg.MODEL.DEFCN.NUM_CLASSES if isinstance(model, DeFCN) else 0,
             ema=self.ema,
             keep=cfg.SOLVER.CHECKPOINT_KEEP,
             may_run_code=cfg.MODEL.WEIGHTS_MAY_RUN_CODE,

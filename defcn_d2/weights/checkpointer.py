@@ -15,7 +15,7 @@ from fvcore.common import checkpoint as fvcore_checkpoint
 from torch import nn
 
 from ..utils.files import replacing
-from .fit import check_fit, check_loaded
+from .fit import check_fit, check_loaded, class_layers
 from .reader import (
     CheckpointError,
     UnsafeCheckpointError,
@@ -77,6 +77,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
     """
 
     _path = ""  # of the file being loaded
+    _goes_on = False  # with the training of that file
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         *,
         may_run_code: bool = False,
         complete: bool = False,
+        num_classes: int = 0,
         averaged: bool = False,
         ema: WeightsEMA | None = None,
         keep: int = 0,
@@ -96,6 +98,8 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
                 containers, which may run their authors' code; ``MODEL.WEIGHTS_MAY_RUN_CODE``.
                 Files of Detectron2's model zoo, by their addresses there, are always read.
             complete: every parameter must come from the file, as it must outside training.
+            num_classes: of the model, for a training that starts from a detector of other classes:
+                layers of classes start anew, all else comes from the file. 0: it is refused.
             averaged: use the averaged weights of files that have them; ``MODEL.EMA.ENABLED``.
             ema: the average that a training goes on with.
             keep: number of periodic checkpoints, 0: all; ``SOLVER.CHECKPOINT_KEEP``.
@@ -103,6 +107,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         super().__init__(model, save_dir, **checkpointables)
         self.may_run_code = may_run_code
         self.complete = complete
+        self.num_classes = num_classes
         self.averaged = averaged
         self.ema = ema
         self.keep = keep
@@ -229,7 +234,8 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
                 f"weights {path!r} do not exist; correct MODEL.WEIGHTS, or with --resume the file "
                 "last_checkpoint in OUTPUT_DIR"
             )
-        resumes = self.ema is not None and checkpointables is None
+        self._goes_on = checkpointables is None
+        resumes = self.ema is not None and self._goes_on
         self._path = path
         self._take_averaged = self.averaged and not resumes
         self._has_average = False
@@ -298,6 +304,9 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
                 for name, value in weights.items()
                 if name in own or not is_derived(name)
             }
+            anew = [] if self._goes_on else self._other_classes(weights, own)
+            for name in anew:
+                del weights[name], own[name]
             if not checkpoint.get("partial", False):
                 check_fit(weights, own, self._path, self.save_dir)
             checkpoint["model"] = weights
@@ -305,6 +314,17 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         parameters = [name for name, _ in self.model.named_parameters()]
         check_loaded(incompatible.missing_keys, parameters, self._path, self.complete)
         return incompatible
+
+    def _other_classes(self, weights: dict[str, Any], own: dict[str, Any]) -> list[str]:
+        """Layers of classes that start anew, as those of the file are of other classes."""
+        names = class_layers(weights, own, self.num_classes) if self.num_classes else []
+        if names:
+            self.logger.warning(
+                "%s is of another number of classes than MODEL.DEFCN.NUM_CLASSES %d: %s start "
+                "anew, all else comes from the file",
+                *(self._path, self.num_classes, ", ".join(names)),
+            )
+        return names
 
     def _own_names(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Weights as they are; those of a backbone alone under the names that the model's has."""

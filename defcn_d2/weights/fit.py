@@ -49,6 +49,37 @@ def check_fit(
         raise CheckpointError("\n".join([refusal, *_lines(misfits)]))
 
 
+def class_layers(weights: Mapping[str, Any], own: Mapping[str, Any], num_classes: int) -> list[str]:
+    """Names whose only misfit is another number of classes in the file.
+
+    Such are all the weights that do not fit if each has, along its first dimension, a multiple of
+    ``num_classes`` in the model and the same multiple of one other number in the file.
+
+    Args:
+        weights: name to tensor, from the file.
+        own: the state dict of the model.
+        num_classes: of the model.
+
+    Returns:
+        the names; none where anything else does not fit.
+    """
+    shapes = {
+        name: (tuple(weights[name].shape), tuple(value.shape))
+        for name, value in own.items()
+        if name in weights
+    }
+    misfits = [name for name, (theirs, ours) in shapes.items() if theirs != ours]
+    numbers = set()
+    for theirs, ours in map(shapes.__getitem__, misfits):
+        each = ours[0] // num_classes if ours else 0
+        if not each or ours[0] % num_classes or not theirs or theirs[0] % each:
+            return []
+        if theirs[1:] != ours[1:]:
+            return []
+        numbers.add(theirs[0] // each)
+    return misfits if len(numbers) == 1 else []
+
+
 def check_loaded(
     missing: Collection[str], parameters: Collection[str], path: str, complete: bool
 ) -> None:

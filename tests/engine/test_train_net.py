@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser
 from helpers import ROOT
-from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
+from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_crowd, tiny_sets
 
 from defcn_d2.config.load import load_config
 from defcn_d2.engine import main, run
@@ -67,6 +67,16 @@ def test_train_resume_evaluate(tmp_path):
     assert train(tmp_path, "--resume", "SOLVER.MAX_ITER", "4", "TEST.WITH_NMS", "True") == 0
     again = metrics(tmp_path)[-1]
     assert (again["iteration"], again["bbox/AP"]) == (4, last["bbox/AP"])
+
+
+def test_a_detector_of_other_classes_is_a_start(tmp_path):
+    tiny_crowd()
+    assert train(tmp_path / "seven", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()") == 0
+    sets = ["DATASETS.TRAIN", "('tiny_crowd_train',)", "DATASETS.TEST", "()"]
+    start = ["MODEL.WEIGHTS", str(tmp_path / "seven" / "model_final.pth"), "SOLVER.MAX_ITER", "1"]
+    assert train(tmp_path / "one", *sets, *start, "MODEL.DEFCN.NUM_CLASSES", "1") == 0
+    line = "NUM_CLASSES 1: head.cls_score.weight, head.cls_score.bias start anew, all else comes"
+    assert line in (tmp_path / "one" / "log.txt").read_text()
 
 
 def test_what_a_resumed_run_cannot_change_is_named(tmp_path, capsys):

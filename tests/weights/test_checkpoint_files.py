@@ -20,6 +20,7 @@ from torch import nn
 from defcn_d2.utils.files import replacing
 from defcn_d2.weights import convert
 from defcn_d2.weights.checkpointer import Checkpointer, load_weights
+from defcn_d2.weights.fit import class_layers
 from defcn_d2.weights.reader import CheckpointError, read_checkpoint
 from defcn_d2.weights.release import convert_cvpods_state_dict
 
@@ -111,6 +112,59 @@ def test_weights_of_another_variant_are_refused(
     assert f"  {misfit}" in misfits
     assert not any("anchor_generator" in line or "pixel_mean" in line for line in misfits)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "config", ["POTO-3DMF.yaml", "Anchor.yaml", "AutoAssign.yaml", "Peak.yaml"]
+)
+def test_layers_of_other_classes_start_anew(
+    config: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a training that starts, not in one that goes on, nor outside of training."""
+    classes = ("MODEL.DEFCN.NUM_CLASSES", 3)
+    path = release_file(tmp_path / "coco.pth", small_model(config))
+    model = small_model(config, *classes)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Checkpointer(model, num_classes=3).resume_or_load(path, resume=False)
+    anew = [name for name, value in before.items() if torch.equal(model.state_dict()[name], value)]
+    file = torch.load(path)["model"]
+    of_classes = {name for name, value in before.items() if file[name].shape != value.shape}
+    assert "head.cls_score.weight" in of_classes <= set(anew)
+    for name, value in model.state_dict().items():
+        assert name in of_classes or torch.equal(value, file[name]), name
+    assert f"NUM_CLASSES 3: {', '.join(sorted(of_classes, key=list(before).index))} start anew" in (
+        caplog.text
+    )
+    with pytest.raises(CheckpointError, match=f"{len(of_classes)} of another shape"):
+        Checkpointer(model, num_classes=3).load(path)
+    with pytest.raises(CheckpointError, match=f"{len(of_classes)} of another shape"):
+        Checkpointer(model, complete=True).resume_or_load(path, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "opts"),
+    [
+        ("POTO.yaml", ()),
+        ("POTO-3DMF.yaml", ("MODEL.FPN.OUT_CHANNELS", 64)),
+        ("FCOS.yaml", ()),
+    ],
+)
+def test_whatever_else_misfits_is_refused(theirs: str, opts: tuple, tmp_path: Path) -> None:
+    path = release_file(tmp_path / "coco.pth", small_model(theirs, *opts))
+    model = small_model("POTO-3DMF.yaml", "MODEL.DEFCN.NUM_CLASSES", 3)
+    with pytest.raises(CheckpointError, match="are of another model"):
+        Checkpointer(model, num_classes=3).resume_or_load(path, resume=False)
+
+
+def test_layers_of_classes_have_one_other_number_of_them() -> None:
+    own = {"a": torch.zeros(6, 4), "b": torch.zeros(3), "c": torch.zeros(2)}
+    theirs = {"a": torch.zeros(160, 4), "b": torch.zeros(80), "c": torch.zeros(2)}
+    assert class_layers(theirs, own, 3) == ["a", "b"]
+    assert class_layers({**theirs, "b": torch.zeros(81)}, own, 3) == []  # not that of "a"
+    assert class_layers({**theirs, "c": torch.zeros(80)}, own, 3) == []  # 2 is no multiple of 3
+    assert class_layers({**theirs, "a": torch.zeros(160, 5)}, own, 3) == []
+    assert class_layers({**theirs, "b": torch.zeros(())}, own, 3) == []
+    assert class_layers(own, own, 3) == []
 
 
 class OtherModel(nn.Module):

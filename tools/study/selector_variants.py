@@ -17,7 +17,7 @@ sys.path.insert(1, str(ROOT / "tools"))
 
 import torch  # noqa: E402
 from demo_results import EVALUATIONS, write_json  # noqa: E402
-from study_runs import DETECTIONS  # noqa: E402
+from study_runs import BFLOAT16, DETECTIONS, in_bfloat16  # noqa: E402
 
 from defcn_d2.weights.reader import read_checkpoint  # noqa: E402
 
@@ -57,8 +57,8 @@ def run_variant(name: str, args: argparse.Namespace) -> dict[str, float]:
     start = [*("--config-file", config, "--weights", str(args.output / "base.pth"))]
     start += ["--output", str(folder), "--iterations", iterations]
     _call([*python, "tools/make_nms_free.py", *start], folder, "make.txt")
-    keys = [*map(str, VARIANTS[name]), "TEST.WITH_NMS", "True", "SOLVER.AMP.ENABLED", "True"]
-    keys += ["SOLVER.AMP.PRECISION", "bfloat16"]
+    keys = [*map(str, VARIANTS[name]), "TEST.WITH_NMS", "True"]
+    keys += BFLOAT16 if in_bfloat16("narrow") else []
     command = ["train_net.py", "--config-file", str(folder / "config.yaml")]
     command += ["--resume"] if trains else ["--eval-only"]
     console = _call([*python, *command, *keys], folder, "console.txt")

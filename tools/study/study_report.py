@@ -157,6 +157,10 @@ def describe(settings: Settings, figures: Sequence[Figures], machine: dict[str, 
     seeds = [len(row["AP50"]) for part in figures for row in part.values()]
     count = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     spent = sum(sum(row["training_seconds"]) for part in figures for row in part.values())
+    half = [x for part in figures for row in part.values() for x in row["bfloat16"]]
+    precision = {0: "float32", len(half): "bfloat16"}.get(
+        round(sum(half)), f"{sum(half):.0f} of {len(half)} runs in bfloat16, the others in float32"
+    )
     command = (
         f"python tools/study/study.py --iterations {settings.iterations} --batch {settings.batch}"
     )
@@ -166,7 +170,7 @@ def describe(settings: Settings, figures: Sequence[Figures], machine: dict[str, 
     return (
         f"`{command}`: {settings.iterations} iterations of {settings.batch} images for every "
         f"variant, the same {settings.network} network from scratch, {count} seed"
-        f"{'s' if count != '1' else ''}; mean ± standard deviation over the seeds. "
+        f"{'s' if count != '1' else ''}; mean ± standard deviation over the seeds; {precision}. "
         f"{machine['device']}, {machine['jobs']} at a time with {machine['threads']} thread"
         f"{'s' if machine['threads'] > 1 else ''} each, "
         f"{spent / 3600:.1f} hours of training in all; PyTorch {machine['torch']}, "

@@ -40,16 +40,17 @@ DERIVED: dict[str, tuple[str, tuple[str, ...]]] = {
     "PSS": ("Peak", ("MODEL.DEFCN.HEAD.PeakHead.COMPARE", "none")),
 }
 
-# Config overrides by name of the network: the same for all variants. bfloat16 is faster on
-# processors that have it.
-NETWORKS = {
-    "narrow": ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16"],
+# Config overrides by name of the network: the same for all variants.
+NETWORKS: dict[str, list[str]] = {
+    "narrow": [],
     "resnet50": [
         *("MODEL.BACKBONE.NAME", "build_defcn_resnet_fpn_backbone"),
         *("MODEL.RESNETS.STEM_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "256"),
         *("MODEL.DEFCN.NUM_CONVS", "4"),
     ],
 }
+# Of the narrow network on a processor that multiplies it, where it is faster.
+BFLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16"]
 CHECKPOINT_PERIOD = 100
 DETECTIONS = "coco_instances_results.json"
 
@@ -109,6 +110,7 @@ class Run:
             *("SOLVER.CHECKPOINT_PERIOD", CHECKPOINT_PERIOD, "TEST.EVAL_PERIOD", 0),
             *("TEST.WITH_NMS", True, "SEED", self.seed),
             *NETWORKS[settings.network],
+            *(BFLOAT16 if in_bfloat16(settings.network) else ()),
             *keys,
             *settings.opts,
             *("OUTPUT_DIR", self.folder(output)),
@@ -120,6 +122,13 @@ class Run:
         """Figures of the run, or None where it is not finished."""
         path = self.folder(output) / "figures.json"
         return json.loads(path.read_text()) if path.exists() else None
+
+
+def in_bfloat16(network: str) -> bool:
+    """Whether runs of this network are in bfloat16 on this machine."""
+    from defcn_d2.engine.cpu import has_bfloat16
+
+    return network == "narrow" and has_bfloat16()
 
 
 def plan(seeds: int, names: Sequence[str] = (), bccd: str = "") -> list[Run]:
@@ -205,7 +214,8 @@ def collect(run: Run, output: Path, annotations: Path, iterations: int) -> dict[
     scores = last_evaluation(rows, iterations)
     if scores is None:
         raise ValueError(f"{folder}/metrics.json holds no evaluation after {iterations} iterations")
-    figures = {"training_seconds": training_seconds(rows)}
+    network = json.loads((folder / "settings.json").read_text())["network"]
+    figures = {"training_seconds": training_seconds(rows), "bfloat16": float(in_bfloat16(network))}
     for prefix, evaluation in (("", "without NMS"), ("nms_", "with NMS")):
         found = folder / "inference" / EVALUATIONS[evaluation]
         figures |= {prefix + name: v for name, v in _figures(run, found, annotations).items()}
