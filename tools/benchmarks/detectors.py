@@ -17,13 +17,8 @@ from torch import Tensor, nn
 from defcn_d2 import add_defcn_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-#: Name in the tables to the config file of this package.
-OURS = {
-    "POTO": "POTO.yaml",
-    "POTO-3DMF": "POTO-3DMF.yaml",
-    "POTO-3DMF-Aux": "POTO-3DMF-Aux.yaml",
-    "FCOS": "FCOS.yaml",
-}
+#: Configs of this package in the tables; ``build`` takes the others, too.
+OURS = ("POTO", "POTO-3DMF", "POTO-3DMF-Aux", "FCOS")
 RETINANET = "Detectron2 RetinaNet"
 DETECTRON2_FCOS = "Detectron2 FCOS"
 NUM_CLASSES = 80
@@ -39,15 +34,20 @@ def names() -> list[str]:
     return [*OURS, *theirs]
 
 
+def is_ours(name: str) -> bool:
+    """Whether this is a config of ``configs/`` for COCO."""
+    return (CONFIGS / f"{name}.yaml").is_file()
+
+
 def build(name: str, device: str = "cpu", channels_last: bool = False) -> Any:
     """A detector with random weights, those of the backbone the same for all names.
 
     The statistics of the frozen normalisation are those of random images, so that activations
     have the scale that they have in a trained network.
     """
-    cfg = _config(OURS.get(name, "POTO.yaml"))
+    cfg = _config(f"{name}.yaml" if is_ours(name) else "POTO.yaml")
     torch.manual_seed(0)  # every detector draws the weights of its backbone first
-    model: Any = build_model(cfg) if name in OURS else _detectron2_model(name, cfg)
+    model: Any = build_model(cfg) if is_ours(name) else _detectron2_model(name, cfg)
     torch.manual_seed(1)
     _set_statistics(model.backbone)
     if channels_last:

@@ -29,7 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=2, help="images a step")
     parser.add_argument("--objects", type=int, default=7, help="objects an image")
     parser.add_argument(
-        "--detectors", nargs="+", default=None, metavar="NAME", help="some of them, not all"
+        "--detectors",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="these, which may be any config of configs/ for COCO",
+    )
+    parser.add_argument(
+        "--base", default=detectors.RETINANET, metavar="NAME", help="of the ratios [%(default)s]"
     )
     parser.add_argument("--channels-last", action="store_true", help="memory format of all")
     parser.add_argument("--only", choices=("time", "memory"), help="one of the two tables")
@@ -71,19 +78,16 @@ def run(arguments: argparse.Namespace) -> str:
                 for name, step in steps.items()
             )
         if arguments.only != "memory":
-            parts.append(_time_table(time_phases(steps, arguments.rounds)))
+            parts.append(_time_table(time_phases(steps, arguments.rounds), arguments.base))
         if arguments.only != "time":
             size = (image, arguments.batch, arguments.objects, arguments.channels_last)
-            parts.append(
-                _memory_table(
-                    {
-                        name: step_memory.peak_bytes(name, *size)
-                        if on_cpu
-                        else cuda_peak_bytes(steps[name])
-                        for name in names
-                    }
-                )
-            )
+            peaks = {
+                name: step_memory.peak_bytes(name, *size)
+                if on_cpu
+                else cuda_peak_bytes(steps[name])
+                for name in names
+            }
+            parts.append(_memory_table(peaks, arguments.base))
     return "\n\n".join(parts)
 
 
@@ -125,9 +129,10 @@ def time_phases(steps: Mapping[str, TrainingStep], rounds: int) -> dict[str, dic
 
 def _names(arguments: argparse.Namespace) -> list[str]:
     known = detectors.names()
-    unknown = [name for name in arguments.detectors or [] if name not in known]
-    if unknown:
-        raise SystemExit(f"--detectors {unknown[0]!r} is unknown here; one of: {', '.join(known)}")
+    for name in arguments.detectors or []:
+        if name not in known and not detectors.is_ours(name):
+            known_here = f"{', '.join(known)}, or another config of configs/"
+            raise SystemExit(f"--detectors {name!r} is unknown here; one of: {known_here}")
     return arguments.detectors or known
 
 
@@ -140,9 +145,9 @@ def cuda_peak_bytes(step: TrainingStep) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _time_table(samples: dict[str, dict[str, Sample]]) -> str:
-    """Ratios are to RetinaNet, where it takes part; medians of the ratios of each round."""
-    base = samples.get(detectors.RETINANET)
+def _time_table(samples: dict[str, dict[str, Sample]], base_name: str) -> str:
+    """Ratios are to the base, where it takes part; medians of the ratios of each round."""
+    base = samples.get(base_name)
     header = ["detector", "step, ms", *(f"{phase}, ms" for phase in PHASES)]
     rows = []
     for name, of_detector in samples.items():
@@ -151,14 +156,18 @@ def _time_table(samples: dict[str, dict[str, Sample]]) -> str:
             pairs = zip(of_detector["step"].seconds, base["step"].seconds)
             row.append(f"{statistics.median(own / other for own, other in pairs):.2f}x")
         rows.append(row)
-    return markdown(header + ["against RetinaNet"] * bool(base), rows)
+    return markdown(header + [_against(base_name)] * bool(base), rows)
 
 
-def _memory_table(peaks: dict[str, int]) -> str:
-    base = peaks.get(detectors.RETINANET)
+def _memory_table(peaks: dict[str, int], base_name: str) -> str:
+    base = peaks.get(base_name)
     header = ["detector", "peak memory of a step beyond the weights, MiB"]
     rows = [
         [name, f"{peak / 2**20:.0f}"] + ([f"{peak / base:.2f}x"] if base else [])
         for name, peak in peaks.items()
     ]
-    return markdown(header + ["against RetinaNet"] * bool(base), rows)
+    return markdown(header + [_against(base_name)] * bool(base), rows)
+
+
+def _against(base: str) -> str:
+    return f"against {base.removeprefix('Detectron2 ')}"

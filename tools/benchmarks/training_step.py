@@ -35,7 +35,8 @@ class TrainingStep:
         self._phases: list[str] = []
         if isinstance(model, DeFCN):
             parts = [(model, "losses", "losses")]
-            parts += [(criterion, "match", "matching") for criterion in model.criteria]
+            matching = [criterion for criterion in model.criteria if hasattr(criterion, "match")]
+            parts += [(criterion, "match", "matching") for criterion in matching]
         else:
             parts = [(model, "label_anchors", "matching"), (model, "losses", "losses")]
         for owner, method, phase in parts:

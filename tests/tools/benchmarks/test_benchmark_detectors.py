@@ -66,6 +66,18 @@ def test_profile_of_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert len(table) == 2 + 10 and "aten::convolution_backward" in "".join(table)
 
 
+def test_any_config_takes_part_and_the_base_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peaks = {"AutoAssign": 60 * 2**20, "POTO": 30 * 2**20}
+    monkeypatch.setattr(step_memory, "peak_bytes", lambda name, *size: peaks[name])
+    run(monkeypatch, "step", "--only", "memory", "--base", "POTO", "--detectors", *peaks)
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[-2:] == ["| AutoAssign | 60 | 2.00x |", "| POTO | 30 | 1.00x |"]
+    assert rows[-4].endswith("| against POTO |")
+    make_steps("AutoAssign")["AutoAssign"]()
+
+
 @pytest.mark.parametrize("name", ["POTO-3DMF-Aux", detectors.RETINANET])
 def test_parts_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that ticks once a look: every part takes the ticks of its own looks."""
