@@ -6,6 +6,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from ..config.files import config_folder
+from ..modeling.head.build import nms_free_head
 from ..utils.command_line import add_model_arguments, input_files, trained_config
 from ..utils.errors import UserError, as_user_error
 from ..utils.files import check_outputs, write_atomically
@@ -32,7 +33,18 @@ def nms_free_config(cfg: CfgNode, iterations: int = 0) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     overlay = config_folder() / (SELECTOR if iterations else COMPARISON)
+    head = cfg.MODEL.DEFCN.HEAD
+    trained = head.NAME
     cfg.merge_from_file(str(overlay), allow_unsafe=False)
+    head.NAME = nms_free_head(trained) or ""
+    if not head.NAME:
+        raise UserError(
+            f"MODEL.DEFCN.HEAD.NAME is {trained!r}, of which there is no form without NMS: give a "
+            "detector that was trained one-to-many"
+        )
+    own = head[head.NAME]
+    own.update({key: value for key, value in head[trained].items() if key in own})
+    own.SELECTOR = bool(iterations)
     if iterations:
         solver = cfg.SOLVER
         solver.STEPS = tuple(

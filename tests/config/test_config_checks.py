@@ -74,6 +74,14 @@ BAD_ARGUMENTS: dict[str, dict[str, dict[str, list]]] = {
             "SELECT_CONVS": [-1],
             "PEAK_WEIGHT": FACTORS,
         },
+        "PeakGFLHead": {
+            "REG_MAX": [0],
+            "COMPARE": ["overlaps"],
+            "IOU_THRESH": SHARES,
+            "TAU": [1, 4, -2],
+            "SELECT_CONVS": [-1],
+            "PEAK_WEIGHT": FACTORS,
+        },
     },
     "MATCHER": {
         "Anchor": {},
@@ -462,7 +470,7 @@ CONTRADICTIONS = [
         "not POTOAux; set MODEL.DEFCN.AUX.MATCHER.NAME to one of",
     ),
     ({DEFCN + "CRITERION.NAME": "GFLCriterion"}, "set MODEL.DEFCN.HEAD.NAME to one of GFLHead"),
-    (GFL, "but DeFCNHead gives none; set MODEL.DEFCN.HEAD.NAME to one of GFLHead, or DFL_WEIGHT"),
+    (GFL, "but DeFCNHead gives none; set MODEL.DEFCN.HEAD.NAME to one of GFLHead, PeakGFLHead, or DFL_WEIGHT"),
     (
         {
             DEFCN + "AUX.CRITERION.NAME": "GFLCriterion",

@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, make_cfg
 from tiny_data import TINY_MODEL, TINY_SETS, tiny_sets
 
 from defcn_d2.engine import load_config, run
+from defcn_d2.engine.nms_free import nms_free_config
 from defcn_d2.engine.nms_free import run as make
+from defcn_d2.utils.errors import UserError
 
 OPTS = [*TINY_MODEL, *TINY_SETS, "DATALOADER.NUM_WORKERS", "0"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["FCOS", "GFL"])
+def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     tiny_sets()
     folder = tmp_path_factory.mktemp("trained")
-    config = str(ROOT / "configs/shapes/FCOS.yaml")
+    config = str(ROOT / f"configs/shapes/{request.param}.yaml")
     assert run(["--config-file", config, *OPTS, "SOLVER.MAX_ITER", "2",
                 "OUTPUT_DIR", str(folder)]) == 0  # fmt: skip
     return folder
@@ -37,7 +39,9 @@ def test_without_training(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
     )
     cfg = load_config(str(tmp_path / "config.yaml"))
     assert cfg.MODEL.DEFCN.NMS_TYPE == "none"
-    assert cfg.MODEL.DEFCN.QUALITY_BRANCH == "centerness"  # of the trained detector
+    before = load_config(str(trained / "config.yaml")).MODEL.DEFCN
+    assert cfg.MODEL.DEFCN.QUALITY_BRANCH == before.QUALITY_BRANCH  # of the trained detector
+    assert not cfg.MODEL.DEFCN.HEAD[cfg.MODEL.DEFCN.HEAD.NAME].SELECTOR
     assert run(["--config-file", str(tmp_path / "config.yaml"), "--eval-only"]) == 0
 
 
@@ -54,6 +58,27 @@ def test_with_a_selector(trained: Path, tmp_path: Path) -> None:
     assert own and all(name.startswith("head.select") for name in own)
 
 
+@pytest.mark.parametrize("iterations", [0, 10])
+@pytest.mark.parametrize(
+    "name", ["ATSS", "FCOS-wo-centerness", "FCOS-GFL", "TAL", "AutoAssign", "NoisyAnchors-dense"]
+)
+def test_detectors_with_nms_have_a_form_without(name: str, iterations: int) -> None:
+    cfg = make_cfg(f"shapes/{name}.yaml", "MODEL.DEFCN.HEAD.GFLHead.REG_MAX", 9)
+    own = nms_free_config(cfg, iterations).MODEL.DEFCN
+    assert own.NMS_TYPE == "none" and not own.AUX.ENABLED
+    assert own.HEAD.NAME == ("PeakGFLHead" if "GFL" in name else "PeakHead")
+    assert own.HEAD.PeakGFLHead.REG_MAX == (9 if "GFL" in name else 16)
+    if iterations:
+        assert (own.CRITERION.NAME, own.MATCHER.NAME) == ("DenseCriterion", "POTO")
+
+
+@pytest.mark.parametrize("name", ["Dual-TAL", "DATE", "Peak"])
+def test_what_is_without_nms_already_has_no_such_form(name: str) -> None:
+    with pytest.raises(UserError, match="of which there is no form without NMS"):
+        nms_free_config(make_cfg(f"shapes/{name}.yaml"))
+
+
+@pytest.mark.parametrize("trained", ["FCOS"], indirect=True)
 def test_mistakes(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert make(arguments(trained, trained)) == 1
     assert "is an input itself" in capsys.readouterr().err

@@ -35,9 +35,10 @@ where features are (N, C, H_l, W_l) a level, finest first. Inference takes the s
 take the one that their key ``PREDICTIONS`` names. The builder gives what all heads share:
 ``in_channels``, ``strides``, ``num_anchors`` (a location), ``box_coding`` and the keys of heads at
 ``MODEL.DEFCN``; a head has its own keys at ``MODEL.DEFCN.HEAD.<Name>``. Most derive from the dense
-head and override one of its four steps. Class attributes, both optional: ``training_only``, names
-of modules that an export leaves out, and ``quality_branch_keys: dict[str, str]``, for each set with
-another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH`` the name of its own key, "" for none.
+head and override one of its four steps. Class attributes, all optional: ``training_only``, names
+of modules that an export leaves out; ``quality_branch_keys: dict[str, str]``, for each set with
+another quality branch than ``MODEL.DEFCN.QUALITY_BRANCH`` the name of its own key, "" for none; and
+``thins_out``, the name of the head of which this one is the form without NMS.
 
     >>> from torch import nn
     >>> from defcn_d2.modeling.head import HEAD_REGISTRY
@@ -61,6 +62,12 @@ def quality_branch_key(cfg: CfgNode, predictions: str) -> str:
     if predictions not in keys:
         return "MODEL.DEFCN.QUALITY_BRANCH"
     return keys[predictions] and f"MODEL.DEFCN.HEAD.{name}.{keys[predictions]}"
+
+
+def nms_free_head(name: str) -> str | None:
+    """The form of a head without NMS; None where there is none."""
+    forms = (own for own, kind in HEAD_REGISTRY if vars(kind).get("thins_out") == name)
+    return next(forms, None)
 
 
 def build_heads(cfg: CfgNode, in_channels: int, strides: list[int], num_anchors: int) -> list:

@@ -39,6 +39,7 @@ class PeakHead(DeFCNHead):
     """
 
     quality_branch_keys = {"main": ""}
+    thins_out = "DeFCNHead"
 
     def __init__(
         self,

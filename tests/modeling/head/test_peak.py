@@ -12,7 +12,9 @@ from torch import Tensor
 from defcn_d2.config.rules import ArgumentError
 from defcn_d2.modeling.box_ops import iou
 from defcn_d2.modeling.head.dense import DeFCNHead
+from defcn_d2.modeling.head.gfl import GFLHead
 from defcn_d2.modeling.head.peak import PeakHead, score_logits
+from defcn_d2.modeling.head.peak_gfl import PeakGFLHead
 from defcn_d2.structures import Predictions, Priors
 
 STRIDES = [8, 16, 32]
@@ -193,3 +195,21 @@ def test_inference_with_the_base() -> None:
         ValueError, match=r"PREDICTIONS_TEST 'one_to_meny' is unknown; one of: main, one_to_many"
     ):
         build_model(cfg).eval()([image])
+
+
+def test_the_form_with_distributions_has_the_boxes_of_its_head() -> None:
+    options = {**GIVEN, "box_bias": 0.0, "reg_max": 4}
+    torch.manual_seed(0)
+    peak = PeakGFLHead(**options, iou_thresh=0.5).double()
+    torch.nn.init.normal_(peak.bbox_pred.weight, std=0.1)
+    plain = GFLHead(**options).double()
+    plain.load_state_dict({k: v for k, v in peak.state_dict().items() if "select" not in k})
+    features = [x.double() for x in make_features()]
+    expected = plain(features, priors())["main"]
+    found = peak(features, priors())
+    for predictions in (found["one_to_many"], found["main"]):
+        assert torch.equal(predictions.boxes, expected.boxes)
+        assert torch.equal(predictions.extra["box_logits"], expected.extra["box_logits"])
+    assert torch.equal(found["one_to_many"].cls_logits, expected.cls_logits)
+    assert found["one_to_many"].boxes.requires_grad and not found["main"].boxes.requires_grad
+    assert not torch.equal(found["main"].cls_logits, expected.cls_logits)
