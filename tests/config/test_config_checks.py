@@ -470,7 +470,10 @@ CONTRADICTIONS = [
         "not POTOAux; set MODEL.DEFCN.AUX.MATCHER.NAME to one of",
     ),
     ({DEFCN + "CRITERION.NAME": "GFLCriterion"}, "set MODEL.DEFCN.HEAD.NAME to one of GFLHead"),
-    (GFL, "but DeFCNHead gives none; set MODEL.DEFCN.HEAD.NAME to one of GFLHead, PeakGFLHead, or DFL_WEIGHT"),
+    (
+        GFL,
+        "DeFCNHead gives none; set MODEL.DEFCN.HEAD.NAME to one of GFLHead, PeakGFLHead, or DFL_W",
+    ),
     (
         {
             DEFCN + "AUX.CRITERION.NAME": "GFLCriterion",
