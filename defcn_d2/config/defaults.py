@@ -159,20 +159,22 @@ def _add_training_config(cfg: CN) -> None:
 
 
 def _add_data_config(cfg: CN) -> None:
-    # Data of your own in COCO's format (README, "Your own data"). What is given takes the place of
-    # DATASETS.TRAIN and DATASETS.TEST, and sets the number of classes.
+    # Data of your own (README, "Your own data"). What is given takes the place of DATASETS.TRAIN and
+    # DATASETS.TEST, and sets the number of classes.
     cfg.DATASETS.REGISTER = CN()
     node = cfg.DATASETS.REGISTER
     node.TRAIN, node.VAL = CN(), CN()
-    # File of annotations to train with. Relative paths start at the current folder.
+    # Annotations to train with: COCO's .json, YOLO's data.yaml, or of Pascal VOC the folder of xml
+    # or a list of the split. Relative paths start at the current folder.
     node.TRAIN.ANNOTATIONS = ""
-    # Folder that the `file_name` of its images are relative to.
+    # Folder that the names of its images are relative to; "" for the one that YOLO's or VOC's files
+    # lead to.
     node.TRAIN.IMAGES = ""
-    # File of annotations to evaluate with, of the same categories.
+    # Annotations to evaluate with, of the same categories.
     node.VAL.ANNOTATIONS = ""
-    # Folder that the `file_name` of its images are relative to.
+    # Folder that the names of its images are relative to, or "".
     node.VAL.IMAGES = ""
-    # Names of the classes by ascending category id; [] is set to those of the file.
+    # Names of the classes by ascending category id; [] is set to those of the annotations.
     node.CLASSES = []
     # Their category ids, which results are written with; [] is set to those of the file.
     node.CATEGORY_IDS = []

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+from unittest import mock
 
+from detectron2.evaluation import coco_evaluation
 from pycocotools.coco import COCO
 
 from ..data.readers.own_data import OwnData
@@ -27,8 +29,9 @@ class OwnDataEvaluator(LimitedCOCOEvaluator):
             DatasetError: the file is of no use.
         """
         checked = data.read()
-        super().__init__(data.name, output_dir, limit)
-        self._coco_api = COCO()
-        self._coco_api.dataset = checked.ground_truth()
+        api = COCO()
+        api.dataset = checked.ground_truth()
         with contextlib.redirect_stdout(io.StringIO()):
-            self._coco_api.createIndex()
+            api.createIndex()
+        with mock.patch.object(coco_evaluation, "COCO", lambda file: api):  # of any format
+            super().__init__(data.name, output_dir, limit)

@@ -7,6 +7,7 @@ import shutil
 import pytest
 from coco_files import CLASSES, make_content, write_set
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from label_files import write_voc, write_yolo
 from tiny_data import CONFIG, TINY_MODEL
 
 from defcn_d2 import demo
@@ -78,6 +79,24 @@ def test_train_then_evaluate_and_draw_elsewhere(tmp_path, monkeypatch, capsys):
     threshold = ["--confidence-threshold", "0.001"]
     assert demo.run([*arguments, *threshold, "--opts", "MODEL.WEIGHTS", weights]) == 0
     assert seen[0].thing_classes == CLASSES
+
+
+@pytest.mark.parametrize("write, ids", [(write_yolo, {0, 1, 2}), (write_voc, {1, 2})])
+def test_train_and_evaluate_in_other_formats(tmp_path, write, ids):
+    """The folders of images follow from the annotations, those in config.yaml from none."""
+    content, annotations = make_content(), f"{REGISTER}.{{}}.ANNOTATIONS"
+    files = {"VAL": write(tmp_path, "val", content), "TRAIN": write(tmp_path, "train", content)}
+    given = [x for split, file in files.items() for x in (annotations.format(split), file)]
+    few = ["SOLVER.MAX_ITER", "1", "MODEL.DEFCN.TOPK_ONLY_TEST", "True"]
+    assert train(tmp_path, *given, *few) == 0
+    inference = tmp_path / "out" / "inference"
+    first = (inference / "coco_instances_results.json").read_text()
+    assert {x["category_id"] for x in json.loads(first)} == ids
+    assert {x["image_id"] for x in json.loads(first)} == {1, 2, 3, 4}
+    forget()
+    again = ["--eval-only", "--config-file", str(tmp_path / "out" / "config.yaml"), "--weights"]
+    assert run([*again, str(tmp_path / "out" / "model_final.pth")]) == 0
+    assert (inference / "coco_instances_results.json").read_text() == first
 
 
 @pytest.mark.parametrize(

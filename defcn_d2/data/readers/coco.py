@@ -1,4 +1,6 @@
-"""Anybody's data in COCO's format, checked as a whole before anything is done with them.
+"""Anybody's data, checked as a whole before anything is done with them.
+
+They are in COCO's format, or become so (formats.py).
 
 All findings in a file are reported at once: the mistakes with which training cannot work, or would
 be silently wrong, as a ``DatasetError``; those with which it makes sense, as warnings.
@@ -19,8 +21,9 @@ from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
 from .coco_checks import add_crowds, check_unit, find_missing, lacking_boxes, useful_boxes
-from .coco_entries import CocoImage, parse, read_boxes, read_categories, read_images
+from .coco_entries import CocoImage, read_boxes, read_categories, read_images
 from .findings import Findings
+from .formats import is_voc, read_content, version
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,35 +121,41 @@ class CocoData:
 
 
 def read_coco(
-    annotations: str | Path, image_root: str | Path, extra_boxes: Sequence[str] = ()
+    annotations: str | Path,
+    image_root: str | Path,
+    extra_boxes: Sequence[str] = (),
+    classes: Sequence[str] = (),
 ) -> CocoData:
-    """Read and check a file in COCO's format; remembered for as long as the file stays the same.
+    """Read and check annotations; remembered for as long as their files stay the same.
 
     Args:
-        annotations: the file.
+        annotations: a file in COCO's format, or what ``formats.py`` makes one of.
         image_root: the folder that its ``file_name`` are relative to. Images without width
             and height in the file are read there.
         extra_boxes: names of ``DATASETS.EXTRA_BOXES``.
+        classes: of the training data, in their order, where they are known: those of VOC's
+            files must be among them. Other formats have an order of their own.
 
     Raises:
         DatasetError: the file or images are missing, or a mistake makes training impossible or
             silently wrong; the message has all of them, counted, with the first examples.
     """
-    path = Path(annotations)
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
-    version = (state.st_mtime_ns, state.st_size)
-    return _read(path, Path(image_root), tuple(extra_boxes), version)
+    path, root = Path(annotations), Path(image_root)
+    named = tuple(classes) if is_voc(path) else ()
+    return _read(path, root, tuple(extra_boxes), named, version(path, root))
 
 
 @functools.lru_cache(maxsize=4)
 def _read(
-    path: Path, image_root: Path, extra_boxes: tuple[str, ...], version: tuple[int, int]
+    path: Path,
+    image_root: Path,
+    extra_boxes: tuple[str, ...],
+    classes: tuple[str, ...],
+    state: int,
 ) -> CocoData:
     # Entries one by one; mistakes that exclude training end here.
-    content, findings = parse(path), Findings()
+    findings = Findings()
+    content = read_content(path, image_root, classes, findings)
     categories = read_categories(content["categories"], findings)
     images = read_images(content["images"], findings)
     entries = read_boxes(content["annotations"], images, categories, findings, extra_boxes)

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # width, height in pixels
 State = tuple[int, int]  # of a file: time of its last change in nanoseconds, number of bytes
+_SHARED = (".yaml", ".yml")  # a data.yaml is that of all splits, which have a folder each
 _SHOWN = 5  # files named in an error
 
 
@@ -81,7 +82,9 @@ def _size_or_reason(path: Path) -> Size | str:
 def _cache_files(root: Path, annotations: Path) -> list[Path]:
     user = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "defcn_d2"
     key = sha256(f"{annotations.resolve()}\n{root.resolve()}".encode()).hexdigest()[:16]
-    return [annotations.with_name(f"{annotations.name}.sizes.json"), user / f"sizes-{key}.json"]
+    shared = annotations.suffix.lower() in _SHARED
+    name = f"{annotations.name}.{key}" if shared else annotations.name
+    return [annotations.with_name(f"{name}.sizes.json"), user / f"sizes-{key}.json"]
 
 
 def _read_cache(path: Path, root: Path) -> dict[str, tuple[Size, State]]:

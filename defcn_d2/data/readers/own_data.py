@@ -19,6 +19,7 @@ from ..errors import DatasetError
 from ..extra_boxes import extra_box_names
 from .coco import CocoData, read_coco
 from .coco_checks import check_sizes
+from .formats import default_images
 
 # The keys below DATASETS.REGISTER, and those of Detectron2 whose value they give.
 SPLITS = {"TRAIN": "TRAIN", "VAL": "TEST"}
@@ -26,7 +27,7 @@ SPLITS = {"TRAIN": "TRAIN", "VAL": "TEST"}
 
 @dataclass(frozen=True)
 class OwnData:
-    """A file in COCO's format and the folder of its images, as absolute paths.
+    """Annotations and the folder of their images, as absolute paths.
 
     ``classes`` are the names that it must have, in the order of its category ids, and
     ``category_ids`` these, empty where they are not known yet; ``extra_boxes`` are the names of
@@ -47,7 +48,7 @@ class OwnData:
 
     def read(self) -> CocoData:
         """The checked content; ``DatasetError`` where it is of no use."""
-        data = read_coco(self.annotations, self.image_root, self.extra_boxes)
+        data = read_coco(self.annotations, self.image_root, self.extra_boxes, self.classes)
         names = tuple(data.categories.values())
         if names != self.classes:
             raise DatasetError(
@@ -143,8 +144,17 @@ def check_image_sizes(cfg: CfgNode, splits: Iterable[str]) -> None:
 
 
 def _complete(pair: CfgNode, split: str) -> bool:
-    """Checks that a split has both paths or none, and makes them absolute."""
+    """Checks that a split has both paths or none, and makes them absolute.
+
+    The folder of images may be left to a format that says where it is.
+    """
     where = f"DATASETS.REGISTER.{split}"
+    if pair.ANNOTATIONS and not pair.IMAGES:
+        try:
+            path = Path(os.path.abspath(os.path.expanduser(pair.ANNOTATIONS)))
+            pair.IMAGES = default_images(path, split.lower())
+        except DatasetError as error:
+            raise DatasetError(f"{where}: {error}, {where}.IMAGES") from error
     for one, other in (("ANNOTATIONS", "IMAGES"), ("IMAGES", "ANNOTATIONS")):
         if pair[one] and not pair[other]:
             raise DatasetError(f"{where}.{one} is {pair[one]!r}: give {where}.{other}, too")
@@ -183,7 +193,8 @@ def _own_data(cfg: CfgNode, split: str) -> OwnData:
 def _read(cfg: CfgNode, split: str) -> CocoData:
     pair = cfg.DATASETS.REGISTER[split]
     try:
-        return read_coco(pair.ANNOTATIONS, pair.IMAGES, extra_box_names(cfg))
+        classes = cfg.DATASETS.REGISTER.CLASSES
+        return read_coco(pair.ANNOTATIONS, pair.IMAGES, extra_box_names(cfg), classes)
     except DatasetError as error:
         raise DatasetError(f"DATASETS.REGISTER.{split}: {error}") from error
 
