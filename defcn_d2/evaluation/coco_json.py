@@ -6,7 +6,7 @@ import io
 from pycocotools.coco import COCO
 
 from ..data.readers.own_data import OwnData
-from .coco_limit import LimitedCOCOEvaluator
+from .coco_limit import PYCOCOTOOLS, LimitedCOCOEvaluator
 
 
 class OwnDataEvaluator(LimitedCOCOEvaluator):
@@ -16,18 +16,22 @@ class OwnDataEvaluator(LimitedCOCOEvaluator):
     counts boxes without area as never found, and takes what matches number 0 for a mistake.
     """
 
-    def __init__(self, data: OwnData, output_dir: str, limit: int = 100):
+    def __init__(
+        self, data: OwnData, output_dir: str, limit: int = 100, backend: str = PYCOCOTOOLS
+    ):
         """
         Args:
             data: registered with Detectron2.
             output_dir: folder for the predictions.
             limit: ``TEST.DETECTIONS_PER_IMAGE``.
+            backend: ``TEST.COCO_BACKEND``.
 
         Raises:
             DatasetError: the file is of no use.
+            ImportError: the package of the back end is not installed.
         """
         checked = data.read()
-        super().__init__(data.name, output_dir, limit)
+        super().__init__(data.name, output_dir, limit, backend)
         self._coco_api = COCO()
         self._coco_api.dataset = checked.ground_truth()
         with contextlib.redirect_stdout(io.StringIO()):
