@@ -88,7 +88,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     cfg.defrost()
     cfg.TEST.WITH_NMS = False
     cfg.freeze()
-    predictor = Predictor(cfg, device="cpu")
+    predictor = Predictor(cfg, device="cpu", confidence=None)
     model, cfg = require_defcn(predictor.model, "is exported"), predictor.cfg
     size = tuple(args.size) if args.size else None
     calibration = read_calibration(args.int8, predictor, size) if args.int8 else []

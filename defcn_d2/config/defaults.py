@@ -152,10 +152,27 @@ def _add_training_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_KEEP = 0
     # Metric, such as "bbox/AP", whose best checkpoint is kept as model_best.pth; "": none.
     cfg.SOLVER.CHECKPOINT_BEST = ""
-    # Evaluate the same raw detections again with class-wise NMS, and report the gap.
-    cfg.TEST.WITH_NMS = False
+    _add_test_config(cfg)
     # Let MODEL.WEIGHTS, a .pkl file, hold more than arrays: reading it may run its author's code.
     cfg.MODEL.WEIGHTS_MAY_RUN_CODE = False
+
+
+def _add_test_config(cfg: CN) -> None:
+    # Evaluate the same raw detections again with class-wise NMS, and report the gap.
+    cfg.TEST.WITH_NMS = False
+    # The losses of the criteria on the data of DATASETS.TEST as well: `val_loss` in metrics.json.
+    cfg.TEST.LOSS = False
+    # "numbers": after an evaluation, the score with the best F1 (see docs/getting-started.md).
+    # "page": precision-recall curves and the confusion matrix, too, as an HTML page. "none".
+    cfg.TEST.SCORE_REPORT = "numbers"
+    # A training ends after so many evaluations without a better SOLVER.CHECKPOINT_BEST; 0: never.
+    cfg.TEST.EARLY_STOPPING = CN()
+    cfg.TEST.EARLY_STOPPING.PATIENCE = 0
+    # Each location is detected as its best class alone, in evaluations, demos and exports.
+    cfg.TEST.ONE_CLASS_PER_LOCATION = False
+    # Figures of data in COCO's format by "pycocotools", or by "faster-coco-eval", the same and
+    # sooner (pip install faster-coco-eval).
+    cfg.TEST.COCO_BACKEND = "pycocotools"
 
 
 def _add_data_config(cfg: CN) -> None:

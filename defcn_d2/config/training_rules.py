@@ -43,6 +43,8 @@ EVALUATION_RULES = {
     "SEED": whole_numbers("(-inf, 4294967295]"),  # NumPy's
     "DATALOADER.NUM_WORKERS": whole_numbers("[0, inf)"),
     "DATALOADER.ON_ERROR": one_of("stop", "skip"),
+    "TEST.SCORE_REPORT": one_of("none", "numbers", "page"),
+    "TEST.COCO_BACKEND": one_of("pycocotools", "faster-coco-eval"),
 }
 #: Rules for what a training depends on besides.
 TRAINING_RULES = {
@@ -70,6 +72,7 @@ TRAINING_RULES = {
     "DATALOADER.SAMPLER_TRAIN": one_of(*_SAMPLERS),
     "DATALOADER.REPEAT_THRESHOLD": numbers("[0, inf)"),
     "TEST.EVAL_PERIOD": whole_numbers("[0, inf)"),
+    "TEST.EARLY_STOPPING.PATIENCE": whole_numbers("[0, inf)"),
     "TEST.PRECISE_BN.NUM_ITER": whole_numbers("[1, inf)"),
     "VIS_PERIOD": whole_numbers("[0, inf)"),
 }
@@ -100,6 +103,12 @@ def _contradictions(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"SOLVER.CHECKPOINT_BEST is {solver.CHECKPOINT_BEST!r}, but nothing is evaluated "
             "during the training; set TEST.EVAL_PERIOD and DATASETS.TEST, or CHECKPOINT_BEST to ''"
+        )
+    if cfg.TEST.EARLY_STOPPING.PATIENCE and not solver.CHECKPOINT_BEST:
+        yield (
+            f"TEST.EARLY_STOPPING.PATIENCE is {cfg.TEST.EARLY_STOPPING.PATIENCE}, but "
+            "SOLVER.CHECKPOINT_BEST is '', so nothing says what is better; set it, as 'bbox/AP' "
+            "or '-val_loss'"
         )
     if cfg.MODEL.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
         yield (

@@ -60,10 +60,19 @@ class CheckedMapper:
         self.extra_boxes = extra_boxes
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool) -> "CheckedMapper":
-        """Around Detectron2's mapper; extra boxes are for training."""
-        names = extra_box_names(cfg) if is_train else ()
+    def from_config(
+        cls, cfg: CfgNode, is_train: bool, ground_truth: bool = False
+    ) -> "CheckedMapper":
+        """Around Detectron2's mapper; extra boxes are for training, as ground truth is.
+
+        Args:
+            ground_truth: give it in evaluation as well, at the size for tests.
+        """
+        names = extra_box_names(cfg) if is_train or ground_truth else ()
         mapper = ImageMapper(cfg, is_train)
+        if ground_truth and not is_train:
+            resize = detection_utils.build_augmentation(cfg, is_train=False)
+            mapper = ImageMapper(cfg, is_train=True, augmentations=resize)
         return cls(
             ExtraBoxesMapper(mapper, names) if names else mapper, cfg.INPUT.MAX_PIXELS, names
         )

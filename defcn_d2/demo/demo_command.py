@@ -1,23 +1,24 @@
 """The command line of ``demo/demo.py``."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from detectron2.config import CfgNode
-from detectron2.structures import Instances
-
 from ..engine.predictor import Predictor, metadata_of
 from ..engine.reporting import reported
+from ..evaluation.stored_thresholds import AUTO, BEST, find_confidence
 from ..utils.command_line import add_model_arguments, input_files, trained_config
-from ..utils.errors import UserError
+from ..utils.errors import UserError, as_user_error
 from ..utils.files import check_outputs
+from ..utils.printable import printable
 from .coco_results import Results
 from .images import run_on_images
 from .inputs import find_images, output_files
 from .video import open_source, output_file, run_on_video
 from .window import Window
+
+DEFAULT = 0.3  # least score, where no better one is known
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -41,9 +42,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="save the detections in COCO's results format, with or without drawings",
     )
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.3, help="least score kept [%(default)s]"
+        "--confidence",
+        "--confidence-threshold",
+        type=_confidence,
+        default=AUTO,
+        metavar="SCORE",
+        help="least score kept, or 'best': that of the best F1 in the last evaluation of the "
+        f"weights [best, where it is known, else {DEFAULT}]",
     )
     return parser.parse_args(arguments)
+
+
+def _confidence(text: str) -> float | str:
+    return text if text == BEST else float(text)
 
 
 @reported
@@ -57,7 +68,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         the exit status: 1 if a file could not be read, or after another mistake.
     """
     args = parse_arguments(arguments)
-    cfg = setup(args)
+    cfg = trained_config(args)
+    with as_user_error(UserError, "--confidence: {}"):
+        confidence, why = find_confidence(
+            args.confidence, cfg.MODEL.WEIGHTS, os.path.expanduser(args.config_file)
+        )
+    if why:
+        print(printable(why))
     # what may fail comes before the model is loaded
     images = find_images(args.input) if args.input else []
     source = args.video_input if args.webcam is None else args.webcam
@@ -71,13 +88,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     metadata = metadata_of(cfg)
     names = metadata.get("thing_classes") or []
     results = Results(args.json, metadata) if args.json else None
-    predictor = Predictor(cfg)
+    predictor = Predictor(cfg, confidence=DEFAULT if confidence is None else confidence)
     if predictor.cfg.MODEL.DEVICE != cfg.MODEL.DEVICE:
         print("No CUDA device: running on the CPU")
-
-    def detect(image: np.ndarray) -> Instances:
-        found = predictor.detections(image)
-        return found[found.scores >= args.confidence_threshold]
+    detect = predictor.detections
 
     if video is not None:
         target = targets[0] if targets else None
@@ -102,14 +116,3 @@ def check_output_files(
             raise UserError(
                 f"--json {str(args.json)!r} is a drawing of --output, too: give another"
             )
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The config, with the confidence threshold where a DeFCN has it."""
-    cfg = trained_config(args)
-    if not 0 <= args.confidence_threshold <= 1:
-        raise UserError(f"--confidence-threshold is {args.confidence_threshold}: give 0 to 1")
-    cfg.defrost()
-    cfg.MODEL.DEFCN.SCORE_THRESH_TEST = args.confidence_threshold
-    cfg.freeze()
-    return cfg

@@ -9,6 +9,7 @@ from typing import Any
 
 from detectron2.evaluation.testing import flatten_results_dict
 
+from ..evaluation.stored_thresholds import keep_thresholds
 from ..utils.errors import UserError, did_you_mean
 from ..utils.files import replacing
 from ..weights.checkpointer import Checkpointer
@@ -33,6 +34,8 @@ class BestCheckpoint:
         self.sign = -1 if metric.startswith("-") else 1
         self.note = os.path.join(checkpointer.save_dir, "best_checkpoint")
         self.best: float | None = None
+        #: Of the best evaluation; in processes other than the main one, that of an earlier part.
+        self.iteration: int | None = None
 
     def go_on(self) -> None:
         """Take up what the earlier part of a resumed run has found."""
@@ -42,7 +45,7 @@ class BestCheckpoint:
             with open(self.note, encoding="utf-8") as file:
                 content = json.load(file)
             if content["metric"] == self.metric:
-                self.best = float(content["value"])
+                self.best, self.iteration = float(content["value"]), int(content["iteration"])
         except (ValueError, KeyError, TypeError):
             logger.warning("%s is damaged: the next evaluation is the best so far", self.note)
 
@@ -71,9 +74,10 @@ class BestCheckpoint:
         value = float(metrics[self.metric])
         if math.isnan(value) or self.best is not None and self.sign * (value - self.best) <= 0:
             return
-        self.best = value
+        self.best, self.iteration = value, iteration
         self.checkpointer.save("model_best", tag=False, iteration=iteration)
         found = {"metric": self.metric, "value": value, "iteration": iteration}
         with replacing(self.note) as file:
             file.write(json.dumps(found).encode())
+        keep_thresholds(self.checkpointer.save_dir, "model_best")
         logger.info("The best so far, model_best.pth: %s %.4g", self.metric, value)

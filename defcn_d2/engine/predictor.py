@@ -1,5 +1,6 @@
 """A trained detector in one line, for files and arrays of any Python program."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,14 @@ from ..config.load import expand_home, load_config
 from ..data import DatasetError, register_datasets
 from ..data.image_limit import ImageTooLarge, check_pixels
 from ..data.image_reading import plain_image, read_image
+from ..evaluation.stored_thresholds import AUTO, find_confidence
 from ..modeling.meta_arch import DeFCN
 from ..utils.errors import UserError, first_line
 from ..weights.checkpointer import load_weights
 from .cpu import use_cpu
 from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 Picture = np.ndarray | Image.Image | str | os.PathLike
 
@@ -38,6 +42,7 @@ class Predictor:
         cfg: the frozen config of the model.
         model: in inference mode.
         resize: the augmentation that gives images their size for tests.
+        confidence: least score of detections; None: that of the config alone.
         class_names: of the data it was trained on, by number; empty where they are not known.
     """
 
@@ -48,6 +53,7 @@ class Predictor:
         *,
         device: str | None = None,
         opts: Sequence[str] = (),
+        confidence: float | str | None = AUTO,
     ):
         """
         Args:
@@ -57,10 +63,14 @@ class Predictor:
             device: as "cuda:1"; None: the config's ``MODEL.DEVICE``, or the CPU where that is a
                 GPU and there is none.
             opts: KEY, VALUE, ... that change the config, flat and as text.
+            confidence: least score of detections; "best": that of the best F1 in the weights' last
+                evaluation (``thresholds.json``); "auto": the same where there is one; None: no
+                limit beside the config's.
 
         Raises:
             UserError: a file that is missing or cannot be read, or a wrong key.
         """
+        config_file = "" if isinstance(config, CfgNode) else os.path.expanduser(config)
         opts = [*opts]
         opts += ["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else []
         opts += ["MODEL.DEVICE", device] if device else []
@@ -79,6 +89,14 @@ class Predictor:
         no_gpu = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
         if device and no_gpu:
             raise UserError(f"device {device!r} is not there: no GPU that PyTorch can use")
+        self.confidence, why = find_confidence(confidence, path, config_file)
+        if why:
+            logger.info("%s", why)
+        if self.confidence is not None and self.confidence < cfg.MODEL.DEFCN.SCORE_THRESH_TEST:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.DEFCN.SCORE_THRESH_TEST = self.confidence
+            cfg.freeze()
         self.cfg = cfg = use_cpu(cfg) if no_gpu or cfg.MODEL.DEVICE == "cpu" else cfg
         self.model = Trainer.build_model(cfg).eval()
         load_weights(cfg, self.model)
@@ -123,7 +141,8 @@ class Predictor:
     @torch.no_grad()
     def detections(self, image: np.ndarray) -> Instances:
         """Detections of one (H, W, 3) uint8 array in RGB, on the CPU, best first."""
-        return self.model([self.inputs(image)])[0]["instances"].to("cpu")
+        found = self.model([self.inputs(image)])[0]["instances"].to("cpu")
+        return found if self.confidence is None else found[found.scores >= self.confidence]
 
     def inputs(self, image: np.ndarray) -> dict[str, Any]:
         """The model's input for (H, W, 3) uint8 in RGB: resized, in the order INPUT.FORMAT."""

@@ -20,7 +20,7 @@ from ..weights.checkpointer import last_checkpoint
 from .cluster.distributed import Torchrun
 from .cluster.scaling import scale_to_workers
 from .datasets import check_classes, check_names
-from .evaluators import evaluator_type, metric_names
+from .evaluators import check_backend, evaluator_type, metric_names
 from .mixed_precision import check_precision
 from .resuming import check_settings, optimizer_settings, settings_of
 
@@ -121,6 +121,7 @@ def _check_data(cfg: CfgNode, eval_only: bool) -> None:
             check_classes(cfg, name)
     for name in cfg.DATASETS.TEST:
         evaluator_type(name)
+    check_backend(cfg)
 
 
 def _check_model(cfg: CfgNode) -> None:

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from ..config.load import value_errors_as_user_errors
 from ..data.mapper import BlankWhereBroken, CheckedMapper
 from ..evaluation.nms_gap import WithAndWithoutNMS
+from ..evaluation.validation_loss import WithLosses
 from ..modeling.meta_arch import DeFCN
 from ..utils.detectron2_compat import write_every
 from ..utils.errors import UserError, as_user_error
@@ -37,6 +38,7 @@ from .cluster.preemption import Preempted, Preemption, Stops
 from .cluster.scaling import scale_to_workers
 from .data_loading import EvaluationLoader, TrainingLoader
 from .datasets import load_records
+from .early_stopping import EarlyStopping, StoppedEarly
 from .ema import EMAUpdate, WeightsEMA
 from .evaluators import build_evaluator
 from .hooks import EmptyBoxes, Progress, TrainingTime
@@ -92,6 +94,9 @@ class Trainer(DefaultTrainer):
         )
         metric = cfg.SOLVER.CHECKPOINT_BEST
         self.best = BestCheckpoint(self.checkpointer, metric) if metric else None
+        patience, self.early_stopping = cfg.TEST.EARLY_STOPPING.PATIENCE, None
+        if patience and self.best is not None:
+            self.early_stopping = EarlyStopping(self.best, patience, cfg.TEST.EVAL_PERIOD)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -107,9 +112,15 @@ class Trainer(DefaultTrainer):
         """The model of a config; ``UserError`` where a value in it is at fault."""
         with value_errors_as_user_errors(cfg):
             model = super().build_model(cfg)
-        if cfg.TEST.WITH_NMS:  # what cannot be evaluated so is found now
-            WithAndWithoutNMS(model, cfg.MODEL.DEFCN.NMS_THRESH_TEST)
+        cls._evaluated(cfg, model)  # what cannot be evaluated so is found now
         return model
+
+    @staticmethod
+    def _evaluated(cfg: CfgNode, model: nn.Module) -> nn.Module:
+        """The model with the further outputs that ``TEST.WITH_NMS`` and ``TEST.LOSS`` ask for."""
+        if cfg.TEST.WITH_NMS:
+            model = WithAndWithoutNMS(model, cfg.MODEL.DEFCN.NMS_THRESH_TEST)
+        return WithLosses(model) if cfg.TEST.LOSS else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -141,7 +152,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         records = load_records(cfg, [dataset_name], filter_empty=False)
-        mapper: Any = CheckedMapper.from_config(cfg, False)
+        mapper: Any = CheckedMapper.from_config(cfg, False, ground_truth=cfg.TEST.LOSS)
         if cfg.DATALOADER.ON_ERROR == "skip":
             mapper = BlankWhereBroken(mapper, len(cfg.MODEL.PIXEL_MEAN))
         return EvaluationLoader(records, mapper, cfg.DATALOADER.NUM_WORKERS)
@@ -157,10 +168,8 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> OrderedDict:
-        """Detectron2's, with ``TEST.WITH_NMS``: see ``build_evaluator``."""
-        if cfg.TEST.WITH_NMS:
-            model = WithAndWithoutNMS(model, cfg.MODEL.DEFCN.NMS_THRESH_TEST)
-        return super().test(cfg, model, evaluators)
+        """Detectron2's, with ``TEST.WITH_NMS`` and ``TEST.LOSS``: see ``build_evaluator``."""
+        return super().test(cfg, cls._evaluated(cfg, model), evaluators)
 
     def build_hooks(self) -> list[HookBase]:
         own: list[HookBase] = [
@@ -176,7 +185,8 @@ class Trainer(DefaultTrainer):
         evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         theirs = super().build_hooks()
         i = next(i for i, x in enumerate(theirs) if type(x) is EvalHook)
-        theirs[i : i + 1] = [Stops(self._save_and_stop), evaluation]
+        early = [] if self.early_stopping is None else [self.early_stopping]
+        theirs[i : i + 1] = [Stops(self._save_and_stop), evaluation, *early]
         if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
             # metrics.json gets the last value alone of what is given between two lines
             write_every(theirs[-1], self.cfg.TEST.EVAL_PERIOD)
@@ -206,7 +216,16 @@ class Trainer(DefaultTrainer):
         self.preemption.stop(f"all is saved up to iteration {self.iter}")
 
     def train(self) -> Any:
-        results = super().train()
+        """Detectron2's; a run that has stopped early is at its end, as one that is finished."""
+        early = self.early_stopping
+        if early is not None and 0 < self.start_iter < self.max_iter:
+            if early.is_due(self.start_iter - 1):
+                early.end(self.start_iter - 1)
+                self.max_iter = self.start_iter
+        try:
+            results = super().train()
+        except StoppedEarly:
+            results = self._last_eval_results
         if self.preemption.requested:
             self.preemption.stop("all is trained and saved, but not evaluated")
         return results
@@ -225,7 +244,8 @@ class Trainer(DefaultTrainer):
     def after_train(self) -> None:
         # a finished run that is resumed makes no step, but counts one
         self.iter: int = min(self.iter, self.max_iter)
-        if self.ema is not None and self.iter == self.max_iter:
+        stopped = self.early_stopping is not None and self.early_stopping.stopped
+        if self.ema is not None and (stopped or self.iter == self.max_iter):
             self.checkpointer.export_averaged()
         super().after_train()
 

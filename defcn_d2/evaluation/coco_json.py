@@ -8,7 +8,7 @@ from detectron2.evaluation import coco_evaluation
 from pycocotools.coco import COCO
 
 from ..data.readers.own_data import OwnData
-from .coco_limit import LimitedCOCOEvaluator
+from .coco_limit import PYCOCOTOOLS, LimitedCOCOEvaluator
 
 
 class OwnDataEvaluator(LimitedCOCOEvaluator):
@@ -18,15 +18,19 @@ class OwnDataEvaluator(LimitedCOCOEvaluator):
     counts boxes without area as never found, and takes what matches number 0 for a mistake.
     """
 
-    def __init__(self, data: OwnData, output_dir: str, limit: int = 100):
+    def __init__(
+        self, data: OwnData, output_dir: str, limit: int = 100, backend: str = PYCOCOTOOLS
+    ):
         """
         Args:
             data: registered with Detectron2.
             output_dir: folder for the predictions.
             limit: ``TEST.DETECTIONS_PER_IMAGE``.
+            backend: ``TEST.COCO_BACKEND``.
 
         Raises:
             DatasetError: the file is of no use.
+            ImportError: the package of the back end is not installed.
         """
         checked = data.read()
         api = COCO()
@@ -34,4 +38,4 @@ class OwnDataEvaluator(LimitedCOCOEvaluator):
         with contextlib.redirect_stdout(io.StringIO()):
             api.createIndex()
         with mock.patch.object(coco_evaluation, "COCO", lambda file: api):  # of any format
-            super().__init__(data.name, output_dir, limit)
+            super().__init__(data.name, output_dir, limit, backend)

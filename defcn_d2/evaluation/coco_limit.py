@@ -1,9 +1,9 @@
-"""COCO's evaluation of more than 100 detections an image."""
+"""COCO's evaluation of more than 100 detections an image, and by a faster package."""
 
 import contextlib
-import functools
+import importlib
 import io
-from collections.abc import Iterator
+import logging
 from typing import Any
 from unittest import mock
 
@@ -18,16 +18,39 @@ _PRECISIONS: list[tuple[str, float | None]] = [("all", None), ("all", 0.5), ("al
 _PRECISIONS += [(area, None) for area in ("small", "medium", "large")]
 
 
-class _LimitedEval(COCOeval):
-    """``COCOeval`` of boxes, whose figures are of the ``limit`` best detections an image."""
+logger = logging.getLogger(__name__)
 
-    def __init__(self, *args: Any, limit: int):
-        super().__init__(*args)
-        self._limit = limit
+PYCOCOTOOLS, FASTER = "pycocotools", "faster-coco-eval"  # values of TEST.COCO_BACKEND
+
+
+def eval_class(backend: str, limit: int) -> type:
+    """``COCOeval`` of boxes, or its like, whose figures are of the ``limit`` best an image.
+
+    Args:
+        backend: ``TEST.COCO_BACKEND``.
+        limit: up to 100, COCO's own, it is 100.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    base = COCOeval
+    if backend == FASTER:
+        base = importlib.import_module("faster_coco_eval").COCOeval_faster
+    elif limit <= _USUAL_LIMIT:
+        return base
+    return type("LimitedEval", (_Limited, base), {"limit": max(limit, _USUAL_LIMIT)})
+
+
+class _Limited:
+    """What ``eval_class`` puts before a class of such an interface."""
+
+    limit: int
+    params: Any
+    eval: dict[str, np.ndarray]
 
     def evaluate(self) -> None:
-        self.params.maxDets = [1, 10, self._limit]  # here, as Detectron2 sets them before
-        super().evaluate()
+        self.params.maxDets = [1, 10, self.limit]  # here, as Detectron2 sets them before
+        super().evaluate()  # type: ignore[misc]
 
     def summarize(self) -> None:
         """COCO's twelve figures, with their lines; its own looks for the limit 100 by its value."""
@@ -61,16 +84,23 @@ class _LimitedEval(COCOeval):
 class LimitedCOCOEvaluator(COCOEvaluator):
     """``COCOEvaluator`` of boxes, with the limit on detections an image that the model has."""
 
-    def __init__(self, name: str, output_dir: str, limit: int = _USUAL_LIMIT):
+    def __init__(
+        self, name: str, output_dir: str, limit: int = _USUAL_LIMIT, backend: str = PYCOCOTOOLS
+    ):
         """
         Args:
             name: a registered data set.
             output_dir: folder for the predictions.
             limit: ``TEST.DETECTIONS_PER_IMAGE``; up to 100 the figures are COCO's own.
+            backend: ``TEST.COCO_BACKEND``.
+
+        Raises:
+            ImportError: the package of the back end is not installed.
         """
         # Detectron2's fast implementation needs its compiled code; pycocotools is the reference.
         super().__init__(name, ("bbox",), output_dir=output_dir, use_fast_impl=False)
-        self._limit = limit
+        self._eval_class = eval_class(backend, limit)
+        self._pycocotools = eval_class(PYCOCOTOOLS, limit)
 
     def complete_annotations(self) -> None:
         """Add what pycocotools asks for only after a training: ``iscrowd`` and ``area``.
@@ -89,12 +119,10 @@ class LimitedCOCOEvaluator(COCOEvaluator):
                 api.createIndex()
 
     def _eval_predictions(self, *args: Any, **kwargs: Any) -> None:
-        with self._limited() if self._limit > _USUAL_LIMIT else contextlib.nullcontext():
+        kind, ids = self._eval_class, [*self._coco_api.imgs, *self._coco_api.cats]
+        if kind is not self._pycocotools and not all(type(number) is int for number in ids):
+            logger.warning("evaluating by pycocotools: faster-coco-eval takes whole numbers as ids")
+            kind = self._pycocotools
+        # of both versions of Detectron2 only the newer takes a limit, and none a class
+        with mock.patch.object(coco_evaluation, "COCOeval", kind):
             super()._eval_predictions(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def _limited(self) -> Iterator[None]:
-        # of both versions of Detectron2 only the newer takes a limit
-        limited = functools.partial(_LimitedEval, limit=self._limit)
-        with mock.patch.object(coco_evaluation, "COCOeval", limited):
-            yield

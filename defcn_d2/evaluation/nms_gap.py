@@ -5,11 +5,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Instances
 from torch import nn
 
 from ..modeling.inference import keep_best
 from ..modeling.meta_arch import DeFCN, postprocess
+from ..structures import Predictions, Priors
 from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,19 +35,25 @@ class WithAndWithoutNMS(nn.Module):
             UserError: another model.
         """
         super().__init__()
-        detector = getattr(model, "module", model)
-        if not isinstance(detector, DeFCN):
-            raise UserError(
-                f"TEST.WITH_NMS is True, but MODEL.META_ARCHITECTURE is {type(detector).__name__}, "
-                "which does not give its raw detections as DeFCN does; set TEST.WITH_NMS False"
-            )
-        self.detector = detector
+        self.detector = detector_of(model, "TEST.WITH_NMS", "give its raw detections")
         self.nms_thresh = nms_thresh
         self.training = model.training  # Detectron2 restores it after the evaluation
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """Inputs as for ``DeFCN``; per image "instances" and "instances_nms"."""
-        raw = self._raw_detections(batched_inputs)
+        images = self.detector.preprocess_image(batched_inputs)
+        priors, predictions = self.detector.predict(images.tensor)
+        return self.outputs(priors, predictions, images.image_sizes, batched_inputs)
+
+    def outputs(
+        self,
+        priors: Priors,
+        predictions: Predictions,
+        image_sizes: list[tuple[int, int]],
+        batched_inputs: list[dict],
+    ) -> list[dict]:
+        """The results of ``forward``, from the predictions of the batch."""
+        raw = self.detector.raw_detections(priors, predictions, image_sizes)
         limit = self.detector.max_detections
         without = [keep_best(found, limit) for found in raw]
         suppressed = [keep_best(found, limit, self.nms_thresh) for found in raw]
@@ -60,11 +66,24 @@ class WithAndWithoutNMS(nn.Module):
             )
         ]
 
-    def _raw_detections(self, batched_inputs: list[dict]) -> list[Instances]:
-        model = self.detector
-        images = model.preprocess_image(batched_inputs)
-        priors, predictions = model.predict(images.tensor)
-        return model.raw_detections(priors, predictions, images.image_sizes)
+
+def detector_of(model: nn.Module, key: str, what: str) -> DeFCN:
+    """The detector of a model, bare or in DistributedDataParallel.
+
+    Args:
+        key: the key of the config that needs it, and is set True.
+        what: what a DeFCN does for it, as in "give its raw detections".
+
+    Raises:
+        UserError: another model.
+    """
+    detector = getattr(model, "module", model)
+    if not isinstance(detector, DeFCN):
+        raise UserError(
+            f"{key} is True, but MODEL.META_ARCHITECTURE is {type(detector).__name__}, which does "
+            f"not {what} as DeFCN does; set {key} False"
+        )
+    return detector
 
 
 class NMSGapEvaluator(DatasetEvaluator):

@@ -97,7 +97,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     cfg = setup(args)
     images = read_images(args.images, cfg.INPUT.MAX_PIXELS)
-    predictor = Predictor(cfg, device="cpu")
+    predictor = Predictor(cfg, device="cpu", confidence=None)
     model, cfg = require_defcn(predictor.model, "is exported"), predictor.cfg
     topk = args.topk or default_topk(cfg)
     resize = tuple(args.resize) if args.resize else None

@@ -1,5 +1,7 @@
 """Detections from the scores and boxes of all locations (method section 8)."""
 
+from dataclasses import replace
+
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -7,6 +9,22 @@ from torchvision.ops import nms
 
 from ..config.rules import ConfigError, unknown_name
 from ..structures import Predictions, combined_score
+
+# The logit of a probability that is 0 in every type of float; an infinite one would spoil the
+# ranges that a quantised export is calibrated by.
+_NEVER = -1e4
+
+
+def best_class_only(predictions: Predictions) -> Predictions:
+    """The same with a score of 0 for all classes of a location except the best.
+
+    Of several that are equally good the first stays. The quality, which all classes of a location
+    share, has no say.
+    """
+    logits = predictions.cls_logits  # (N, R, K)
+    best = logits.argmax(dim=2, keepdim=True)
+    others = torch.arange(logits.shape[2], device=logits.device) != best
+    return replace(predictions, cls_logits=logits.masked_fill(others, _NEVER))
 
 
 def find_candidates(

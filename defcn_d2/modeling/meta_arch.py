@@ -26,7 +26,7 @@ from .criterion import (
 from .criterion.normalization import Normalizer
 from .freezing import freeze
 from .head import build_heads
-from .inference import find_candidates, find_topk, keep_best
+from .inference import best_class_only, find_candidates, find_topk, keep_best
 from .neck import build_neck
 
 
@@ -56,6 +56,7 @@ class DeFCN(nn.Module):
         nms_thresh: float | None = None,
         nms_boxes: str = "",
         predictions: str = "main",
+        one_class: bool = False,
         max_detections: int = 100,
         channels_last: bool = False,
         compile_backend: str | None = None,
@@ -79,6 +80,7 @@ class DeFCN(nn.Module):
             nms_boxes: the predicted boxes that decide in NMS: a name in ``Predictions.extra``, or
                 "" for the boxes themselves.
             predictions: the head's set of predictions for inference.
+            one_class: a location is detected as its best class alone.
             max_detections: per image.
             channels_last: keep weights and feature maps in PyTorch's channels_last format.
             compile_backend: of ``torch.compile`` for backbone and head; None: not compiled.
@@ -104,6 +106,7 @@ class DeFCN(nn.Module):
         self.nms_thresh = nms_thresh
         self.nms_boxes = nms_boxes
         self.predictions = predictions
+        self.one_class = one_class
         self.max_detections = max_detections
         self.channels_last = channels_last
         self._frozen = freeze(self, frozen, not_frozen)
@@ -149,6 +152,7 @@ class DeFCN(nn.Module):
             "nms_thresh": node.NMS_THRESH_TEST if node.NMS_TYPE == "class_wise" else None,
             "nms_boxes": node.NMS_BOXES,
             "predictions": node.PREDICTIONS_TEST,
+            "one_class": cfg.TEST.ONE_CLASS_PER_LOCATION,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "channels_last": node.CHANNELS_LAST,
             "frozen": node.FREEZE,
@@ -195,7 +199,17 @@ class DeFCN(nn.Module):
             with torch.autocast(self.device.type, enabled=False):  # a matcher's own matmul, say
                 return self.losses(priors, sets, batched_inputs)
         priors, predictions = self.predict(images.tensor)
-        return postprocess(self.detections(priors, predictions, images.image_sizes), batched_inputs)
+        return self.outputs(priors, predictions, images.image_sizes, batched_inputs)
+
+    def outputs(
+        self,
+        priors: Priors,
+        predictions: Predictions,
+        image_sizes: list[tuple[int, int]],
+        batched_inputs: list[dict],
+    ) -> list[dict]:
+        """The results of ``forward`` in inference, from the predictions of the batch."""
+        return postprocess(self.detections(priors, predictions, image_sizes), batched_inputs)
 
     def detections(
         self, priors: Priors, predictions: Predictions, image_sizes: list[tuple[int, int]]
@@ -237,11 +251,15 @@ class DeFCN(nn.Module):
             images: (N, C, H, W) float, normalised and padded.
         """
         priors, features = self.features(images)
-        sets = self._run(self.head, features, priors)
+        return priors, self.for_inference(self._run(self.head, features, priors))
+
+    def for_inference(self, sets: dict[str, Predictions]) -> Predictions:
+        """The set, of those of the head, that detections come from."""
         if self.predictions not in sets:
             key = "MODEL.DEFCN.PREDICTIONS_TEST"
             raise ConfigError(unknown_name(key, self.predictions, sets))
-        return priors, sets[self.predictions]
+        predictions = sets[self.predictions]
+        return best_class_only(predictions) if self.one_class else predictions
 
     def predict_all(self, images: Tensor) -> tuple[Priors, dict[str, Predictions]]:
         """Priors and all sets of predictions, those that only training needs included.

@@ -8,11 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..engine.predictor import read_rgb
+from ..evaluation.judged import DUPLICATE, IGNORED, KINDS, TRUE, Judged, judge
 from ..utils.printable import printable
 from .boxes import Mark, grid, tile
-from .judged import DUPLICATE, IGNORED, KIND_COLORS, KINDS, TRUE, Judged, judge
 from .page import Picture, array_png, figure_png
 
+# Of the kinds of detections, in their order.
+_KIND_COLORS = ("#2a9d3a", "#f58231", "#e6194b", "#7f7f7f")
 _BINS = np.linspace(0, 1, 26)
 _NOTE = (
     "Green: true positives. Orange, dashed: duplicates, with their score where they are few. "
@@ -80,7 +82,7 @@ def _tile(one: Judged, classes: Sequence[str], score: float, caption: str) -> np
             text = f"{classes[one.classes[i]]} {text}"
         elif many:
             text = ""
-        marks.append(Mark(one.boxes[i], text, KIND_COLORS[one.kinds[i]], dashed))
+        marks.append(Mark(one.boxes[i], text, _KIND_COLORS[one.kinds[i]], dashed))
     counts = [int((one.kinds[kept] == kind).sum()) for kind in range(IGNORED)]
     numbers = ", ".join(
         f"{n} {name}" for n, name in zip(counts, ("true", "duplicates", "background"))
@@ -140,9 +142,9 @@ def _histogram(axes: Axes, scores: np.ndarray, kinds: np.ndarray) -> float:
     highest = 0.0
     for kind in range(IGNORED):
         counts, _ = np.histogram(scores[kinds == kind], _BINS)
-        axes.stairs(counts, _BINS, color=KIND_COLORS[kind], fill=True, alpha=0.25, baseline=0.7)
+        axes.stairs(counts, _BINS, color=_KIND_COLORS[kind], fill=True, alpha=0.25, baseline=0.7)
         axes.stairs(
-            counts, _BINS, color=KIND_COLORS[kind], linewidth=1.8, label=KINDS[kind], baseline=0.7
+            counts, _BINS, color=_KIND_COLORS[kind], linewidth=1.8, label=KINDS[kind], baseline=0.7
         )
         highest = max(highest, float(counts.max()))
     return highest
@@ -156,4 +158,4 @@ def _precision(axes: Axes, scores: np.ndarray, kinds: np.ndarray, name: str, sty
     number = np.arange(1, len(order) + 1)
     for kind, label in ((TRUE, "precision"), (DUPLICATE, "duplicates")):
         share = np.cumsum(kinds[order] == kind) / number
-        axes.plot(scores[order], share, style, color=KIND_COLORS[kind], label=f"{label}, {name}")
+        axes.plot(scores[order], share, style, color=_KIND_COLORS[kind], label=f"{label}, {name}")

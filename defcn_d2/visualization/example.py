@@ -73,7 +73,7 @@ def load_example(cfg: CfgNode, dataset: str, image: str) -> Example:
     dataset = dataset or cfg.DATASETS.TEST[0]
     check_names([dataset], "--dataset")
     record = find_record(load_records(cfg, [dataset], filter_empty=False), image)
-    predictor = Predictor(cfg)
+    predictor = Predictor(cfg, confidence=None)
     model = require_defcn(predictor.model, "has locations to draw")
     pixels = read_rgb(record["file_name"], cfg.INPUT.MAX_PIXELS)
     with torch.no_grad():

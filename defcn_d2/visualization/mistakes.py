@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.predictor import read_rgb
+from ..evaluation.judged import BACKGROUND, DUPLICATE, Judged
 from ..utils.printable import printable
 from .boxes import Mark, draw_marks, grid, tile
 from .colors import class_color
-from .judged import BACKGROUND, DUPLICATE, Judged
 from .page import array_jpeg, image_tag, page
 
 _SIDE = 300  # pixels of a picture

@@ -91,15 +91,23 @@ def page(title: str, note: str, body: str, style: str = "", script: str = "") ->
     )
 
 
-def pictures_page(title: str, note: str, pictures: Sequence[Picture]) -> str:
-    """A page of pictures, one below the other."""
+def pictures_page(title: str, note: str, pictures: Sequence[Picture], head: str = "") -> str:
+    """A page of pictures, one below the other; ``head`` is HTML above them."""
     figures = [
         f"<h2>{html.escape(picture.title)}</h2>\n<figure>"
         f"{image_tag(picture.content, picture.title)}\n"
         f"<figcaption>{html.escape(picture.note)}</figcaption></figure>"
         for picture in pictures
     ]
-    return page(title, note, "\n".join(figures))
+    return page(title, note, "\n".join([head, *figures] if head else figures))
+
+
+def page_files(name: str, text: str, pictures: Sequence[Picture]) -> dict[str, bytes]:
+    """A page and its pictures by file name; pictures from the second on are numbered."""
+    files = {f"{name}.html": text.encode("utf-8", "backslashreplace")}
+    for number, picture in enumerate(pictures, start=1):
+        files[f"{name}.png" if number == 1 else f"{name}_{number}.png"] = picture.content
+    return files
 
 
 def save(folder: Path, files: dict[str, bytes]) -> None:

@@ -9,7 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from ..config.load import load_config
+from ..engine.datasets import check_names
 from ..engine.reporting import reported
+from ..evaluation.judged import BACKGROUND, DUPLICATE, Judged, load_judged, suppressed
+from ..evaluation.score_report import score_report
 from ..utils.command_line import add_model_arguments, input_files, overrides, trained_config
 from ..utils.errors import UserError
 from ..utils.files import check_outputs
@@ -17,9 +20,9 @@ from .assignment import draw_assignment, own_matchers
 from .curves import draw_curves, load_runs
 from .duplicate_pairs import duplicate_pictures
 from .example import Example, load_example
-from .judged import BACKGROUND, DUPLICATE, load_judged, suppressed
 from .mistakes import contact_sheet, errors_page, false_positives, missed_objects
-from .page import Picture, array_png, figure_png, pictures_page, save
+from .page import Picture, array_png, figure_png, page_files, pictures_page, save
+from .score_page import score_pictures, score_table
 from .scores import draw_object_scores, draw_scores
 
 
@@ -69,6 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("--images", type=int, default=3, help="images drawn, %(default)s")
     command = add("errors", "confident false positives and missed objects", evaluation)
     command.add_argument("--count", type=int, default=60, help="of each, %(default)s")
+    add("precision", "precision and recall by score, and the confusion of classes", evaluation)
     command = add("curves", "metrics of one or several runs")
     command.add_argument("runs", nargs="+", type=Path, help="folders, or metrics.json files")
     return parser.parse_args(arguments)
@@ -122,9 +126,7 @@ def _duplicates(args: argparse.Namespace) -> None:
         if not 0 <= value <= 1:
             raise UserError(f"{name} is {value}: give 0 to 1")
     _check_count("--images", args.images, 0)
-    dataset = _evaluated(args)
-    _check_outputs(args, [args.results], dataset)
-    judged, classes = load_judged(dataset, args.results)
+    dataset, judged, classes = _judged(args)
     pictures = duplicate_pictures(
         judged, suppressed(judged, args.nms), classes, args.score, args.nms, args.images
     )
@@ -133,9 +135,7 @@ def _duplicates(args: argparse.Namespace) -> None:
 
 def _errors(args: argparse.Namespace) -> None:
     _check_count("--count", args.count, 1)
-    dataset = _evaluated(args)
-    _check_outputs(args, [args.results], dataset)
-    judged, classes = load_judged(dataset, args.results)
+    dataset, judged, classes = _judged(args)
     false = false_positives(judged, classes, args.count)
     missed = missed_objects(judged, classes, args.count)
     kinds = np.concatenate([one.kinds for one in judged])
@@ -146,6 +146,12 @@ def _errors(args: argparse.Namespace) -> None:
     title = f"Errors on {dataset}"
     files = {"errors.html": errors_page(title, false, missed, totals).encode()}
     save(args.output, {**files, "errors.png": array_png(contact_sheet(false, missed))})
+
+
+def _precision(args: argparse.Namespace) -> None:
+    dataset, judged, classes = _judged(args)
+    report, curves = score_report(judged, classes)
+    _save(args, f"Scores on {dataset}", score_pictures(report, curves), score_table(report))
 
 
 def _curves(args: argparse.Namespace) -> None:
@@ -160,6 +166,7 @@ _COMMANDS = {
     "scores": _scores,
     "duplicates": _duplicates,
     "errors": _errors,
+    "precision": _precision,
     "curves": _curves,
 }
 
@@ -202,15 +209,22 @@ def _evaluated(args: argparse.Namespace) -> str:
     return args.dataset or cfg.DATASETS.TEST[0]
 
 
+def _judged(args: argparse.Namespace) -> tuple[str, list[Judged], list[str]]:
+    """The data set, its images judged by the detections of ``--results``, and its classes."""
+    dataset = _evaluated(args)
+    check_names([dataset], "--dataset")
+    _check_outputs(args, [args.results], dataset)
+    return dataset, *load_judged(dataset, args.results)
+
+
 def _check_count(option: str, value: int, least: int) -> None:
     if value < least:
         raise UserError(f"{option} is {value}: give {least} or more")
 
 
-def _save(args: argparse.Namespace, title: str, pictures: Sequence[Picture]) -> None:
-    """The page, and a PNG a picture: the first by the command's name, the others numbered."""
+def _save(
+    args: argparse.Namespace, title: str, pictures: Sequence[Picture], head: str = ""
+) -> None:
+    """The page, and its pictures, by the command's name."""
     name = args.command
-    files = {f"{name}.html": pictures_page(title, "", pictures).encode("utf-8", "backslashreplace")}
-    for number, picture in enumerate(pictures, start=1):
-        files[f"{name}.png" if number == 1 else f"{name}_{number}.png"] = picture.content
-    save(args.output, files)
+    save(args.output, page_files(name, pictures_page(title, "", pictures, head), pictures))

@@ -23,6 +23,7 @@ from defcn_d2.demo.overlay import draw_detections
 from defcn_d2.demo.window import Window
 from defcn_d2.engine import Predictor
 from defcn_d2.engine.predictor import metadata_of
+from defcn_d2.evaluation.stored_thresholds import write_thresholds
 from defcn_d2.utils.errors import UserError
 from defcn_d2.visualization.colors import class_color
 
@@ -56,6 +57,27 @@ def test_threshold_leaves_nothing(tmp_path, capsys):
     assert demo(*arguments) == 0
     assert "a.png: 0 objects" in capsys.readouterr().out
     assert np.array_equal(cv2.imread(str(source)), cv2.imread(str(tmp_path / "b.png")))
+
+
+def test_confidence_of_the_last_evaluation(tmp_path, capsys):
+    """That of the best F1 where it is stored, and 0.3 where not; ``best`` asks for it."""
+    weights = tmp_path / "model_final.pth"
+    weights.write_bytes(Path(tiny_weights()).read_bytes())
+    arguments = ["--config-file", CONFIG, "--input", str(picture(tmp_path / "a.png"))]
+    arguments += ["--output", str(tmp_path / "b.png")]
+    opts = ["--weights", str(weights), "--opts", *TINY_MODEL, "TEST.DETECTIONS_PER_IMAGE", "5"]
+    assert run([*arguments, *opts]) == 0
+    assert "a.png: 0 objects" in capsys.readouterr().out  # it is sure of nothing
+    assert run([*arguments, "--confidence", "best", *opts]) == 1
+    assert "--confidence: the confidence is 'best', but there is no" in capsys.readouterr().err
+    write_thresholds(tmp_path, {"threshold": 0.001, "f1": 0.25})
+    for option in ([], ["--confidence", "best"]):
+        assert run([*arguments, *option, *opts]) == 0
+        output = capsys.readouterr().out
+        assert "confidence 0.001, by which F1 was 0.250" in output and "a.png: 5 obj" in output
+    assert run([*arguments, "--confidence", "0.9", *opts]) == 0
+    output = capsys.readouterr().out
+    assert "confidence" not in output and "a.png: 0 objects" in output
 
 
 def test_missing_file(tmp_path, capsys):
@@ -107,7 +129,10 @@ def test_inputs_are_not_overwritten(photos, monkeypatch, capsys, arguments, opti
     [
         (["--input", "nowhere/*.jpg"], "--input 'nowhere/*.jpg' holds no image"),
         (["--input", "."], "--input '.' holds no image"),
-        (["--input", "a.jpg", "--confidence-threshold", "2"], "--confidence-threshold is 2.0"),
+        (
+            ["--input", "a.jpg", "--confidence-threshold", "2"],
+            "--confidence: the confidence is 2.0",
+        ),
         (["--video-input", "no.mp4"], "--video-input 'no.mp4' does not exist"),
         (["--video-input", "text.mp4"], "--video-input 'text.mp4' cannot be read by OpenCV"),
         (["--webcam"], "--webcam: there is no camera 0 that"),

@@ -208,7 +208,8 @@ def tiny():
 
 
 def test_evaluators_of_the_types_of_data(tiny, tmp_path):
-    cfg = load_config(CONFIG, [*TINY_MODEL, *TINY_SETS, "OUTPUT_DIR", str(tmp_path)])
+    plain = ["TEST.SCORE_REPORT", "none", "OUTPUT_DIR", str(tmp_path)]
+    cfg = load_config(CONFIG, [*TINY_MODEL, *TINY_SETS, *plain])
     evaluator = evaluators.build_evaluator(cfg, "tiny_val")
     assert isinstance(evaluator, COCOEvaluator)
     assert evaluator._output_dir == str(tmp_path / "inference")
@@ -223,18 +224,27 @@ def test_evaluators_of_the_types_of_data(tiny, tmp_path):
 def test_predictions_of_two_sets_and_with_nms_have_own_folders(tiny, monkeypatch):
     made = []
 
-    def make(name, folder, limit):
-        made.append((name, folder, limit))
+    def make(cfg, name, folder):
+        made.append((name, folder))
         return COCOEvaluator(name, ("bbox",))
 
     monkeypatch.setitem(evaluators.EVALUATORS, "coco", make)
     opts = [*TINY_MODEL, "DATASETS.TEST", "('tiny_val', 'tiny_train')", "OUTPUT_DIR", "out"]
     cfg = load_config(CONFIG, [*opts, "TEST.WITH_NMS", "True"])
-    assert isinstance(evaluators.build_evaluator(cfg, "tiny_val"), NMSGapEvaluator)
-    assert made == [
-        ("tiny_val", "out/inference/tiny_val/without_nms", 100),
-        ("tiny_val", "out/inference/tiny_val/with_nms", 100),
-    ]
+    gap, report = evaluators.build_evaluator(cfg, "tiny_val")._evaluators
+    assert isinstance(gap, NMSGapEvaluator)
+    folder = "out/inference/tiny_val"
+    assert made == [("tiny_val", f"{folder}/without_nms"), ("tiny_val", f"{folder}/with_nms")]
+    # the scores of what the model gives when it is used, and one file a run
+    results = "coco_instances_results.json"
+    assert str(report._results) == f"{folder}/without_nms/{results}" and str(report._run) == "out"
+    nms = ["TEST.WITH_NMS", "True", "MODEL.DEFCN.NMS_TYPE", "class_wise"]
+    for dataset, run in (("tiny_val", "out"), ("tiny_train", "None")):
+        _, report = evaluators.build_evaluator(
+            load_config(CONFIG, [*opts, *nms]), dataset
+        )._evaluators
+        assert str(report._results) == f"out/inference/{dataset}/with_nms/{results}"
+        assert str(report._run) == run
 
 
 def test_missing_lvis_package_is_told(monkeypatch):

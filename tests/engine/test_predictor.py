@@ -14,6 +14,7 @@ import defcn_d2
 from defcn_d2 import engine
 from defcn_d2.config.load import load_config
 from defcn_d2.engine.predictor import read_rgb, require_defcn
+from defcn_d2.evaluation.stored_thresholds import write_thresholds
 from defcn_d2.utils.errors import UserError
 
 OPTS = [*TINY_MODEL, "TEST.DETECTIONS_PER_IMAGE", "5"]
@@ -182,3 +183,43 @@ def test_other_models_are_refused_where_a_defcn_is_needed(predictor):
     assert require_defcn(predictor.model, "is exported") is predictor.model
     with pytest.raises(UserError, match="the model is a ReLU: only a DeFCN is exported"):
         require_defcn(torch.nn.ReLU(), "is exported")
+
+
+def stored(folder: Path, weights: Path, threshold: float) -> Path:
+    """A copy of the weights with a threshold beside it."""
+    copy = folder / "model_final.pth"
+    copy.write_bytes(weights.read_bytes())
+    write_thresholds(folder, {"threshold": threshold, "f1": 0.5})
+    return copy
+
+
+def test_the_stored_threshold_counts(weights, predictor, tmp_path, caplog):
+    caplog.set_level("INFO", "defcn_d2")
+    everything = predictor(noise())
+    assert predictor.confidence is None and len(everything) == 5
+    third = float(everything.scores[2])
+    copy = stored(tmp_path, weights, third)
+    for wanted in ({}, {"confidence": "best"}):
+        best = defcn_d2.Predictor("shapes/POTO-3DMF-Aux", copy, opts=OPTS, **wanted)
+        assert best.confidence == third and same(best(noise()), everything[:3])
+    line = f"confidence {third:.3f}, by which F1 was 0.500: {tmp_path / 'thresholds.json'}"
+    assert line in caplog.text
+    cfg = load_config("shapes/POTO-3DMF-Aux", [*OPTS, "MODEL.WEIGHTS", str(copy)])
+    assert same(defcn_d2.Predictor(cfg)(noise()), everything[:3])
+    assert same(defcn_d2.Predictor(cfg, confidence=None)(noise()), everything)
+    second = float(everything.scores[1])
+    assert same(defcn_d2.Predictor(cfg, confidence=second)(noise()), everything[:2])
+
+
+def test_a_confidence_below_the_threshold_of_the_config(weights, predictor):
+    everything = predictor(noise())
+    high = [*OPTS, "MODEL.DEFCN.SCORE_THRESH_TEST", str(float(everything.scores[1]))]
+    few = defcn_d2.Predictor("shapes/POTO-3DMF-Aux", weights, opts=high)
+    assert len(few(noise())) < 5
+    all_of_them = defcn_d2.Predictor("shapes/POTO-3DMF-Aux", weights, opts=high, confidence=0.0)
+    assert same(all_of_them(noise()), everything)
+
+
+def test_best_without_a_stored_threshold(weights):
+    with pytest.raises(UserError, match="no thresholds.json beside the weights"):
+        defcn_d2.Predictor("shapes/POTO-3DMF-Aux", weights, opts=OPTS, confidence="best")

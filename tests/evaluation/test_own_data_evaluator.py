@@ -44,7 +44,7 @@ def evaluate(evaluator, name, shift=0.0):
 
 @pytest.mark.parametrize("shift", [0.0, 3.0])
 def test_good_files_are_evaluated_as_by_detectron2(tmp_path, shift):
-    cfg, name = register(tmp_path)
+    cfg, name = register(tmp_path, None, "TEST.SCORE_REPORT", "none")
     ours = evaluators.build_evaluator(cfg, name)
     assert isinstance(ours, OwnDataEvaluator)
     theirs = COCOEvaluator(name, ("bbox",), output_dir=str(tmp_path), use_fast_impl=False)

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_data import CONFIG
 
 from defcn_d2.config.load import load_config
+from defcn_d2.evaluation.judged import BACKGROUND, DUPLICATE, IGNORED, TRUE, judge, suppressed
 from defcn_d2.utils.errors import UserError
 from defcn_d2.visualization import duplicate_pairs as duplicates
 from defcn_d2.visualization.assignment import assignments, draw_assignment
@@ -22,7 +23,6 @@ from defcn_d2.visualization.colors import class_color
 from defcn_d2.visualization.curves import draw_curves, read_metrics
 from defcn_d2.visualization.duplicate_pairs import draw_statistics
 from defcn_d2.visualization.example import Example, find_record
-from defcn_d2.visualization.judged import BACKGROUND, DUPLICATE, IGNORED, TRUE, judge, suppressed
 from defcn_d2.visualization.mistakes import Error, errors_page, false_positives, missed_objects
 from defcn_d2.visualization.page import array_jpeg, array_png, figure_png, image_tag
 from defcn_d2.visualization.scores import draw_object_scores, draw_scores

@@ -16,11 +16,11 @@ from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 from torch import nn
 
 from defcn_d2.config.load import load_config
+from defcn_d2.evaluation.judged import load_judged
 from defcn_d2.modeling.meta_arch import DeFCN
 from defcn_d2.utils.errors import UserError
 from defcn_d2.visualization import example as example_module
 from defcn_d2.visualization.example import load_example
-from defcn_d2.visualization.judged import load_judged
 
 GREY = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[0.0]", "MODEL.PIXEL_STD", "[1.0]"]
 

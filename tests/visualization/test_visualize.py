@@ -21,10 +21,10 @@ from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
 from defcn_d2.config.load import load_config
 from defcn_d2.data.readers import own_data
+from defcn_d2.evaluation.judged import BACKGROUND, DUPLICATE, load_judged
 from defcn_d2.utils.errors import UserError
 from defcn_d2.visualization import example
 from defcn_d2.visualization.curves import draw_curves, load_runs
-from defcn_d2.visualization.judged import BACKGROUND, DUPLICATE, load_judged
 from defcn_d2.visualization.visualize_command import parse_arguments, run
 
 CHROMIUM = next(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import op_cuda
 from benchmarks.op_competitors import make_levels, pyramid_shapes
-from benchmarks.timing import Sample, interleave, machine, markdown
+from benchmarks.timing import Sample, cpu_time, interleave, machine, markdown
 from defcn_d2 import ops
 from defcn_d2.modeling.head.max_filtering import MaxFiltering
 
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace) -> str:
         raise SystemExit(f"nothing to measure: {ops.report()}")
     rows = []
     for num_classes in CLASSES:
-        timer = _cpu_time if arguments.cpu_time else _timer(device)
+        timer = cpu_time if arguments.cpu_time else _timer(device)
         samples = interleave(_calls(num_classes, device), arguments.rounds, timer)
         rows.append(
             [str(num_classes), *(str(samples[name]) for name in (COMPOSED, COMPILED, MODULE))]
@@ -80,12 +79,6 @@ def _boxes(shapes: list[tuple[int, int]]) -> Tensor:
         corners = torch.cat([centers - 4, centers + 4], dim=1)
         parts.append(stride * (corners + 0.1 * torch.randn(corners.shape)))
     return torch.cat(parts)[None]
-
-
-def _cpu_time(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def _timer(device: torch.device) -> Callable[[Callable[[], object]], float] | None:

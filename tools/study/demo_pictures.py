@@ -66,7 +66,7 @@ def draw_detections(
     cfg: CfgNode, weights: Path, output: Path, count: int = 8, threshold: float = 0.3
 ) -> None:
     """A grid of validation images: ground truth on the left, detections on the right of each."""
-    predictor = Predictor(cfg, weights)
+    predictor = Predictor(cfg, weights, confidence=threshold)
     name = cfg.DATASETS.TEST[0]
     # images with something to see; the rest only where those are few
     records = sorted(DatasetCatalog.get(name), key=lambda record: len(record["annotations"]) < 3)
@@ -83,7 +83,6 @@ def draw_detections(
             for a in record["annotations"]
         ]
         found = predictor.detections(image)
-        found = found[found.scores >= threshold]
         boxes, numbers = found.pred_boxes.tensor.tolist(), found.pred_classes.tolist()
         detections = [
             _mark(box, number, f"{classes[number]} {score:.2f}")

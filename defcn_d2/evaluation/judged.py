@@ -10,16 +10,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import batched_nms
 from detectron2.structures import BoxMode
 
-from ..engine.datasets import check_names
-from ..evaluation.crowdhuman_metrics import Bools, Floats, Sample, match, pairwise_iou
-from ..evaluation.results import NO_DETECTIONS, read_results
 from ..utils.errors import UserError
-from .example import class_names
+from ..utils.printable import printable
+from .crowdhuman_metrics import Bools, Floats, Sample, match, pairwise_iou
+from .results import NO_DETECTIONS, read_results
 
 # What a detection is; the last lies on a crowd region, which counts for nothing.
 TRUE, DUPLICATE, BACKGROUND, IGNORED = range(4)
 KINDS = ("true positive", "duplicate", "background", "ignored")
-KIND_COLORS = ("#2a9d3a", "#f58231", "#e6194b", "#7f7f7f")
 _SIDE = 1 << 20  # no box is cut off at an image's side
 
 
@@ -36,6 +34,7 @@ class Judged:
         boxes, scores, classes: (D, 4), (D,) and (D,).
         kinds: (D,) int64, one of ``TRUE``, ``DUPLICATE``, ``BACKGROUND`` and ``IGNORED``: at IoU
             above 0.5 within the class, best score first (``crowdhuman_metrics.match``).
+        gts: (D,) int64, the object that a true positive has found, -1 for the others.
     """
 
     file_name: str
@@ -47,6 +46,7 @@ class Judged:
     scores: Floats
     classes: np.ndarray
     kinds: np.ndarray
+    gts: np.ndarray
 
     def ious(self) -> Floats:
         """(D, G) of each detection with each object, whatever their classes."""
@@ -57,20 +57,19 @@ def load_judged(dataset: str, results: Path) -> tuple[list[Judged], list[str]]:
     """All images of a data set, judged, and the names of its classes.
 
     Args:
-        dataset: its name.
+        dataset: its name; it is registered.
         results: detections in COCO's results format, as an evaluation leaves them.
 
     Raises:
-        UserError, DatasetError, AnnotationError: no such data set, or a file of no use.
+        UserError, DatasetError, AnnotationError: a file that is missing or of no use.
     """
-    check_names([dataset], "--dataset")
     try:
         records = DatasetCatalog.get(dataset)
     except FileNotFoundError as error:
-        raise UserError(f"--dataset {dataset!r}: {error.filename!r} does not exist") from error
+        raise UserError(f"data set {dataset!r}: {error.filename!r} does not exist") from error
     found = read_results(results, [record["image_id"] for record in records])
     numbers = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id") or {}
-    names = class_names(dataset, 0)
+    names = [printable(name) for name in MetadataCatalog.get(dataset).get("thing_classes") or ()]
     judged = []
     for record in records:
         annotations = record.get("annotations", ())
@@ -108,6 +107,7 @@ def judge(
     order = np.argsort(-scores, kind="stable")
     boxes, scores, classes = boxes[order], scores[order], classes[order]
     kinds = np.full(len(scores), BACKGROUND)
+    found_gts = np.full(len(scores), -1)
     gt_found = np.zeros(len(gt_boxes), bool)
     for kind in np.unique(classes):
         own, gts = np.flatnonzero(classes == kind), np.flatnonzero(gt_classes == kind)
@@ -116,11 +116,10 @@ def judge(
         kinds[own[~matches.true & ~matches.false]] = IGNORED
         kinds[own[matches.duplicates]] = DUPLICATE
         kinds[own[matches.true]] = TRUE
-        objects = gts[~gt_crowd[gts]]
-        gt_found[objects[matches.gts[matches.true]]] = True
-    return Judged(
-        file_name, gt_boxes, gt_classes, gt_crowd, gt_found, boxes, scores, classes, kinds
-    )
+        found = gts[~gt_crowd[gts]][matches.gts[matches.true]]
+        found_gts[own[matches.true]], gt_found[found] = found, True
+    truth = gt_boxes, gt_classes, gt_crowd, gt_found
+    return Judged(file_name, *truth, boxes, scores, classes, kinds, found_gts)
 
 
 def suppressed(judged: Sequence[Judged], iou: float) -> list[Judged]:
