@@ -27,7 +27,6 @@ from defcn_d2.config.load import load_config
 from defcn_d2.export import artifacts, onnx_graph, verification
 from defcn_d2.export import export_command as command_line
 from defcn_d2.export.detector import DeployedDetector, GridPriors
-from defcn_d2.export.preparation import fold_batch_norms
 from defcn_d2.utils.errors import UserError
 
 TINY = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 64]
@@ -104,22 +103,6 @@ def test_priors_are_those_of_detectron2():
         maps = [torch.zeros(1, 1, h, w) for h, w in ((7, 5), (4, 3), (2, 2), (1, 1), (1, 1))]
         for ours, theirs in zip(GridPriors(generator)(maps), generator(maps), strict=True):
             assert torch.equal(ours.tensor, theirs.tensor)
-
-
-def test_frozen_norms_are_folded():
-    from detectron2.layers import Conv2d, FrozenBatchNorm2d
-
-    torch.manual_seed(0)
-    norm = FrozenBatchNorm2d(4)
-    for name in ("weight", "bias", "running_mean"):
-        getattr(norm, name).normal_()
-    norm.running_var.uniform_(0.1, 2)
-    model = nn.Sequential(Conv2d(3, 4, 3, bias=False, norm=norm), nn.GroupNorm(2, 4)).eval()
-    x = torch.randn(2, 3, 6, 7)
-    before = model(x)
-    fold_batch_norms(model)
-    assert model[0].norm is None and isinstance(model[1], nn.GroupNorm)
-    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------ the formats
