@@ -102,7 +102,7 @@ def test_yolo_by_its_yaml_alone(yolo, tmp_path):
     assert cfg.MODEL.DEFCN.NUM_CLASSES == 3 and cfg.DATASETS.TRAIN != cfg.DATASETS.TEST
     check_datasets(cfg, ["TRAIN", "VAL"])
     check_image_sizes(cfg, ["TRAIN", "VAL"])
-    truth = build_evaluator(cfg, cfg.DATASETS.TEST[0])._coco_api
+    truth = build_evaluator(cfg, cfg.DATASETS.TEST[0])._evaluators[0]._coco_api
     assert sorted(x["file_name"] for x in truth.imgs.values()) == [
         *("a.png", "deep/b.png", "deep/c.png", "empty.png")
     ]
