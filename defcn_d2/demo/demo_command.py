@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..engine.predictor import Predictor, metadata_of
 from ..engine.reporting import reported
-from ..evaluation.stored_thresholds import AUTO, BEST, find_confidence
+from ..evaluation.stored_thresholds import AUTO, DEFAULT, confidence_of, find_confidence
 from ..utils.command_line import add_model_arguments, input_files, trained_config
 from ..utils.errors import UserError, as_user_error
 from ..utils.files import check_outputs
@@ -17,8 +17,6 @@ from .images import run_on_images
 from .inputs import find_images, output_files
 from .video import open_source, output_file, run_on_video
 from .window import Window
-
-DEFAULT = 0.3  # least score, where no better one is known
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -44,17 +42,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--confidence",
         "--confidence-threshold",
-        type=_confidence,
+        type=confidence_of,
         default=AUTO,
         metavar="SCORE",
         help="least score kept, or 'best': that of the best F1 in the last evaluation of the "
         f"weights [best, where it is known, else {DEFAULT}]",
     )
     return parser.parse_args(arguments)
-
-
-def _confidence(text: str) -> float | str:
-    return text if text == BEST else float(text)
 
 
 @reported

@@ -12,6 +12,12 @@ from ..utils.files import write_atomically
 
 FILE = "thresholds.json"
 AUTO, BEST = "auto", "best"  # words for a confidence
+DEFAULT = 0.3  # confidence of what is drawn, where no better one is known
+
+
+def confidence_of(text: str) -> float | str:
+    """A confidence of the command line: a number, or "best"."""
+    return text if text == BEST else float(text)
 
 
 def write_thresholds(folder: str | Path, content: Mapping[str, Any]) -> None:

@@ -10,14 +10,17 @@ from detectron2.data import DatasetCatalog
 
 from ..config.load import load_config
 from ..engine.datasets import check_names
+from ..engine.predictor import Predictor
 from ..engine.reporting import reported
 from ..evaluation.judged import BACKGROUND, DUPLICATE, Judged, load_judged, suppressed
 from ..evaluation.score_report import score_report
+from ..evaluation.stored_thresholds import AUTO, DEFAULT, confidence_of
 from ..utils.command_line import add_model_arguments, input_files, overrides, trained_config
 from ..utils.errors import UserError
 from ..utils.files import check_outputs
 from .assignment import draw_assignment, own_matchers
 from .curves import draw_curves, load_runs
+from .detections import draw_beside_truth
 from .duplicate_pairs import duplicate_pictures
 from .example import Example, load_example
 from .mistakes import contact_sheet, errors_page, false_positives, missed_objects
@@ -72,6 +75,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("--images", type=int, default=3, help="images drawn, %(default)s")
     command = add("errors", "confident false positives and missed objects", evaluation)
     command.add_argument("--count", type=int, default=60, help="of each, %(default)s")
+    command = add("detections", "detections beside the ground truth")
+    add_model_arguments(command)
+    command.add_argument("--dataset", default="", metavar="NAME", help="the config's DATASETS.TEST")
+    command.add_argument("--count", type=int, default=8, help="of images, %(default)s")
+    command.add_argument(
+        "--confidence",
+        type=confidence_of,
+        default=AUTO,
+        metavar="SCORE",
+        help="least score drawn, as of demo.py",
+    )
     add("precision", "precision and recall by score, and the confusion of classes", evaluation)
     command = add("curves", "metrics of one or several runs")
     command.add_argument("runs", nargs="+", type=Path, help="folders, or metrics.json files")
@@ -148,6 +162,21 @@ def _errors(args: argparse.Namespace) -> None:
     save(args.output, {**files, "errors.png": array_png(contact_sheet(false, missed))})
 
 
+def _detections(args: argparse.Namespace) -> None:
+    _check_count("--count", args.count, 1)
+    cfg = trained_config(args)
+    dataset = args.dataset or next(iter(cfg.DATASETS.TEST), "")
+    check_names([dataset], "--dataset")
+    _check_outputs(args, input_files(args, cfg), dataset)
+    predictor = Predictor(cfg, confidence=args.confidence)
+    if predictor.confidence is None:
+        predictor.confidence = DEFAULT
+    picture = Picture(
+        "Detections", "", array_png(draw_beside_truth(predictor, dataset, args.count))
+    )
+    _save(args, f"Detections on {dataset}", [picture])
+
+
 def _precision(args: argparse.Namespace) -> None:
     dataset, judged, classes = _judged(args)
     report, curves = score_report(judged, classes)
@@ -166,6 +195,7 @@ _COMMANDS = {
     "scores": _scores,
     "duplicates": _duplicates,
     "errors": _errors,
+    "detections": _detections,
     "precision": _precision,
     "curves": _curves,
 }

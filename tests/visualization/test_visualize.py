@@ -96,6 +96,32 @@ def test_pictures_of_a_model(weights, tmp_path, command, options, number):
         assert np.asarray(embedded.convert("L")).std() > 10
 
 
+def test_detections_beside_the_ground_truth(weights: str, tmp_path: Path) -> None:
+    model = ["--config-file", CONFIG, "--weights", weights, "--output", str(tmp_path)]
+    options = ["--count", "3", "--confidence", "0.002"]
+    assert run(["detections", *model, *options, *OPTS]) == 0
+    (drawn,) = tmp_path.glob("detections*.png")
+    # two rows of two pairs
+    assert np.asarray(Image.open(drawn)).shape[1] > 4 * 440
+    assert "Detections on tiny_val" in (tmp_path / "detections.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--count", "0"], "--count is 0: give 1 or more"),
+        (["--confidence", "1.5"], "the confidence is 1.5: give 0 to 1"),
+        (["--confidence", "best"], "there is no thresholds.json beside the weights"),
+    ],
+)
+def test_detections_that_cannot_be_drawn(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture, options: list, sentence: str
+) -> None:
+    model = ["--config-file", CONFIG, "--weights", weights, "--output", str(tmp_path)]
+    assert run(["detections", *model, *options, *OPTS]) == 1
+    assert sentence in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["duplicates", "errors"])
 def test_pictures_of_an_evaluation(results, tmp_path, command):
     assert visualize(tmp_path, command, "--dataset", "tiny_val", "--results", results) == 0

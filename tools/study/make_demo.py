@@ -104,7 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_demo(config_file: str, output: Path, opts: list[str]) -> int:
     """Do what is not yet done, and show the results."""
-    from demo_pictures import draw_curves, draw_detections, load_cfg, load_data
+    from demo_pictures import draw_curves, load_cfg, load_data
+
+    from defcn_d2.engine import Predictor
+    from defcn_d2.visualization.detections import draw_beside_truth
+    from defcn_d2.visualization.page import array_jpeg
 
     cfg = load_cfg(config_file, opts)
     is_the_same_run(output, cfg.dump())
@@ -123,7 +127,9 @@ def make_demo(config_file: str, output: Path, opts: list[str]) -> int:
         return status
     with clock.step("pictures"):
         draw_curves(output / "metrics.json", output / "curves.png", cfg.SOLVER.MAX_ITER)
-        draw_detections(cfg, output / "model_final.pth", output / "detections.jpg")
+        predictor = Predictor(cfg, output / "model_final.pth", confidence=0.3)
+        picture = draw_beside_truth(predictor, cfg.DATASETS.TEST[0])
+        (output / "detections.jpg").write_bytes(array_jpeg(picture, quality=88))
     print_summaries(cfg.DATASETS.TEST[0], output)
     summary = summarize(cfg, output, clock.seconds)
     write_json(summary_file, summary)
