@@ -16,8 +16,8 @@ DEFAULT = 0.3  # confidence of what is drawn, where no better one is known
 
 
 def confidence_of(text: str) -> float | str:
-    """A confidence of the command line: a number, or "best"."""
-    return text if text == BEST else float(text)
+    """A confidence of the command line: a number, "best" or "auto"."""
+    return text if text in (AUTO, BEST) else float(text)
 
 
 def write_thresholds(folder: str | Path, content: Mapping[str, Any]) -> None:
