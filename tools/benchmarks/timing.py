@@ -68,6 +68,24 @@ def wall_clock(call: Callable[[], object]) -> float:
     return elapsed
 
 
+def wall_clock_on(device: str) -> Callable[[Callable[[], object]], float]:
+    """A timer: seconds of one call until the device has done it."""
+    if device == "cpu":
+        return wall_clock
+
+    def timer(call: Callable[[], object]) -> float:
+        torch.cuda.synchronize()
+
+        def done() -> object:
+            result = call()
+            torch.cuda.synchronize()
+            return result
+
+        return wall_clock(done)
+
+    return timer
+
+
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name, where the system tells it."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
