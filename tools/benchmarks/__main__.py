@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure parts of the package against what they replace; prints Markdown.
 
-    python tools/benchmarks {op,overlap,matching,step,inference,evaluation} [--output table.md]
+    python tools/benchmarks SUBCOMMAND [--device cpu] [--output table.md]
 
 Every subcommand is a module of ``tools/benchmarks`` with ``DESCRIPTION``, ``add_arguments(parser)``
 and ``run(arguments) -> str``. Results are compared for equality before anything is timed, and all
@@ -18,7 +18,17 @@ from pathlib import Path
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]  # this checkout's package, this one
 
-SUBCOMMANDS = ("op", "overlap", "matching", "step", "inference", "evaluation")
+SUBCOMMANDS = (
+    "op",
+    "determinism",
+    "overlap",
+    "matching",
+    "step",
+    "modes",
+    "synchronizations",
+    "inference",
+    "evaluation",
+)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,17 @@ def is_ours(name: str) -> bool:
     return (CONFIGS / f"{name}.yaml").is_file()
 
 
-def build(name: str, device: str = "cpu", channels_last: bool = False) -> Any:
+def build(
+    name: str, device: str = "cpu", channels_last: bool = False, opts: Sequence[object] = ()
+) -> Any:
     """A detector with random weights, those of the backbone the same for all names.
+
+    ``opts`` are KEY, VALUE, ... that change the config of one of ours.
 
     The statistics of the frozen normalisation are those of random images, so that activations
     have the scale that they have in a trained network.
     """
-    cfg = _config(f"{name}.yaml" if is_ours(name) else "POTO.yaml")
+    cfg = _config(f"{name}.yaml" if is_ours(name) else "POTO.yaml", opts)
     torch.manual_seed(0)  # every detector draws the weights of its backbone first
     model: Any = build_model(cfg) if is_ours(name) else _detectron2_model(name, cfg)
     torch.manual_seed(1)
@@ -75,12 +80,12 @@ def make_inputs(
     return inputs
 
 
-def _config(file: str) -> CfgNode:
+def _config(file: str, opts: Sequence[object]) -> CfgNode:
     cfg = get_cfg()
     add_defcn_config(cfg)
     cfg.merge_from_file(str(CONFIGS / file), allow_unsafe=False)
     cfg.MODEL.DEFCN.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *BACKBONE_OPTIONS])
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *BACKBONE_OPTIONS, *opts])
     return cfg
 
 

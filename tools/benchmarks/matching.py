@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.matching_competitors import COMPETITORS, Problem, assert_equal
 from benchmarks.op_competitors import pyramid_shapes
-from benchmarks.timing import interleave, machine, markdown
+from benchmarks.timing import interleave, machine, markdown, wall_clock_on
 from defcn_d2.modeling.matcher.pairs import center_pairs
 from defcn_d2.modeling.matcher.poto import POTO
 from defcn_d2.structures import Predictions, Priors
@@ -26,8 +27,12 @@ CROWD_COUNTS = (20, 100, 500)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``matching``."""
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--rounds", type=int, default=11, help="repetitions of every call")
     parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
+    parser.add_argument(
+        "--objects", type=int, nargs="+", metavar="N", help="so many, with radius 1.5 alone"
+    )
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -37,25 +42,27 @@ def run(arguments: argparse.Namespace) -> str:
     header = ["prior", "ground truths", "pairs", *(f"{name}, ms" for name in COMPETITORS)]
     header += [f"against the {name}" for name in list(COMPETITORS)[:-1]]
     rows = []
-    settings = [("radius 1.5", 1.5, count) for count in COUNTS]
-    settings += [("whole box (crowd)", 0.0, count) for count in CROWD_COUNTS]
+    settings = [("radius 1.5", 1.5, count) for count in arguments.objects or COUNTS]
+    if not arguments.objects:
+        settings += [("whole box (crowd)", 0.0, count) for count in CROWD_COUNTS]
     with torch.no_grad():
         for name, radius, count in settings:
-            problem = make_problem(arguments.batch, count, radius)
+            problem = make_problem(arguments.batch, count, radius, arguments.device)
             assert_equal(problem)
             calls = {key: partial(call, problem) for key, call in COMPETITORS.items()}
-            samples = interleave(calls, arguments.rounds)
+            samples = interleave(calls, arguments.rounds, wall_clock_on(arguments.device))
             *others, own = (sample.median for sample in samples.values())
             rows.append(
                 [name, str(count), str(num_pairs(problem)), *map(str, samples.values())]
                 + [f"{other / own:.0f}x" for other in others]
             )
     images = "1 image" if arguments.batch == 1 else f"{arguments.batch} images"
-    note = f"{machine('cpu')}; {images} of {IMAGE[0]}x{IMAGE[1]}, {len(problem.priors)} locations."
+    place = f"{images} of {IMAGE[0]}x{IMAGE[1]}, {len(problem.priors)} locations"
+    note = f"{machine(arguments.device)}; {place}."
     return f"{note}\n\n{markdown(header, rows)}"
 
 
-def make_problem(batch: int, num_gts: int, radius: float) -> Problem:
+def make_problem(batch: int, num_gts: int, radius: float, device: str = "cpu") -> Problem:
     """Random predictions around their locations, as a head with 3D Max Filtering gives them.
 
     The ground truths are of all sizes and 80 classes; with radius 0, people in a crowd, 1 class.
@@ -65,17 +72,21 @@ def make_problem(batch: int, num_gts: int, radius: float) -> Problem:
     priors = make_priors()
     shape = (batch, len(priors))
     ltrb = torch.rand(*shape, 4).double() * 4 * priors.strides[:, None]
+    boxes = torch.cat([priors.centers - ltrb[..., :2], priors.centers + ltrb[..., 2:]], dim=-1)
     predictions = Predictions(
-        cls_logits=2 * torch.randn(*shape, num_classes) - 2,
-        boxes=torch.cat([priors.centers - ltrb[..., :2], priors.centers + ltrb[..., 2:]], dim=-1),
-        quality_logits=2 * torch.randn(*shape),
+        cls_logits=(2 * torch.randn(*shape, num_classes) - 2).to(device),
+        boxes=boxes.to(device),
+        quality_logits=2 * torch.randn(*shape).to(device),
     )
     gt_instances = []
     for _ in range(batch):
         gt = Instances(IMAGE)
         gt.gt_boxes = Boxes(_people(num_gts) if radius == 0 else _objects(num_gts))
         gt.gt_classes = torch.randint(num_classes, (num_gts,))
-        gt_instances.append(gt)
+        gt_instances.append(gt.to(device))
+    priors = dataclasses.replace(
+        priors, boxes=priors.boxes.to(device), strides=priors.strides.to(device)
+    )
     return Problem(priors, predictions, gt_instances, POTO(radius=radius))
 
 

@@ -49,7 +49,7 @@ def _plain(priors: Priors, predictions: Predictions, gt: Instances, matcher: POT
         middle, reach = (low + high) / 2, priors.strides[:, None] * matcher.radius
         low, high = torch.maximum(middle - reach, low), torch.minimum(middle + reach, high)
     inside = torch.cat([centers - low, high - centers], dim=-1).amin(dim=-1) > 0
-    quality = quality.masked_fill(~inside, -1)
+    quality = quality.masked_fill(~inside, -1).cpu()
 
     gts, locations = (
         torch.from_numpy(idxs) for idxs in linear_sum_assignment(quality, maximize=True)
@@ -57,7 +57,7 @@ def _plain(priors: Priors, predictions: Predictions, gt: Instances, matcher: POT
     reached = quality[gts, locations] >= 0
     gt_idxs = torch.full((len(priors),), BACKGROUND)
     gt_idxs[locations[reached]] = gts[reached]
-    return gt_idxs
+    return gt_idxs.to(boxes.device)
 
 
 def careful(problem: Problem) -> list[Tensor]:
@@ -71,7 +71,8 @@ def careful(problem: Problem) -> list[Tensor]:
         quality = prediction_quality(predictions, AllPairs.of(gt), matcher.alpha)
         allowed = inside_center(problem.priors, boxes, matcher.radius)
         gt_idxs = hungarian_dense(quality, allowed)
-        reached = allowed[gt_idxs, torch.arange(len(gt_idxs))]  # of background, the last row
+        locations = torch.arange(len(gt_idxs), device=gt_idxs.device)
+        reached = allowed[gt_idxs, locations]  # of background, the last row
         results.append(gt_idxs.masked_fill(~reached, BACKGROUND))
     return results
 

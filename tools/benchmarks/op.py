@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -29,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``op``."""
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--rounds", type=int, default=11, help="repetitions of every call")
+    parser.add_argument(
+        "--image", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="this size alone"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory table")
 
 
@@ -43,18 +47,19 @@ def run(arguments: argparse.Namespace) -> str:
     if not ops.is_compiled(torch.device(arguments.device).type):
         raise SystemExit(f"nothing to measure: {ops.report()}")
     if arguments.device != "cpu":
-        return op_cuda.run(arguments.device, arguments.rounds)
-    parts = [f"{machine('cpu')}; {ops.report()}.", _time_table(arguments.rounds)]
+        return op_cuda.run(arguments.device, arguments.rounds, tuple(arguments.image or IMAGE))
+    images = [tuple(arguments.image)] if arguments.image else [IMAGE, SMALL_IMAGE]
+    parts = [f"{machine('cpu')}; {ops.report()}.", _time_table(images, arguments.rounds)]
     if not arguments.no_memory:
-        parts.append(_memory_table())
+        parts.append(_memory_table(images[0]))
     return "\n\n".join(parts)
 
 
-def _time_table(rounds: int) -> str:
+def _time_table(images: list[tuple[int, int]], rounds: int) -> str:
     header = ["image, batch", "format", "pass", *(f"{name}, ms" for name in COMPETITORS)]
     header += ["against the original", "against the best composition"]
     rows = []
-    for image, batch in ((IMAGE, 2), (IMAGE, 1), (SMALL_IMAGE, 2), (SMALL_IMAGE, 1)):
+    for image, batch in itertools.product(images, (2, 1)):
         repeat = rounds if image == IMAGE else 10 * rounds
         for format_name, memory_format in FORMATS.items():
             for mode, calls in _calls(batch, image, memory_format).items():
@@ -85,10 +90,10 @@ def _calls(
     }
 
 
-def _memory_table() -> str:
+def _memory_table(image: tuple[int, int]) -> str:
     rows = []
     for mode in ("inference", "training"):
-        peaks = {name: peak_bytes(name, mode, IMAGE, 2) for name in COMPETITORS}
+        peaks = {name: peak_bytes(name, mode, image, 2) for name in COMPETITORS}
         rows.append(
             [mode, *(f"{peak / 2**20:.0f}" for peak in peaks.values())]
             + [f"{peaks['compiled'] / peaks['original']:.2f}"]

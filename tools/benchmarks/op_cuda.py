@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -16,29 +17,31 @@ from benchmarks.op_competitors import (
 )
 from benchmarks.timing import Sample, interleave, machine, markdown
 
-IMAGE = (800, 1344)
 FLUSH_BYTES = 512 * 2**20  # more than any second-level cache holds
+COPY_BYTES = 2**30  # that the bandwidth is measured with
+WAIT_CYCLES = 3_000_000  # of the device, some 2 ms, in which the host queues a call
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+#: Batch and whether a call finds the second-level cache flushed, or as the call before left it.
+CASES = ((2, "cold"), (2, "warm"), (16, "cold"))
 
 
-def run(device: str, rounds: int) -> str:
-    """The table as Markdown; every call finds the second-level cache flushed."""
+def run(device: str, rounds: int, image: tuple[int, int]) -> str:
+    """The table as Markdown."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
-    timer = partial(seconds, flush)
-    bandwidth = _bandwidth(device, timer, rounds)
+    timers = {"cold": partial(seconds, flush), "warm": partial(seconds, None)}
+    bandwidth = _bandwidth(device, timers["cold"], rounds)
     rows = []
-    for batch in (2, 16):
-        for dtype in (torch.float32, torch.bfloat16):
-            for name, memory_format in (
-                ("contiguous", torch.contiguous_format),
-                ("channels_last", torch.channels_last),
-            ):
-                levels = make_levels(batch, IMAGE, dtype, memory_format, device)
-                rows += _rows(levels, name, timer, rounds, bandwidth)
-                del levels
-    header = ["batch, dtype", "format", "pass", *(f"{name}, ms" for name in COMPETITORS)]
+    for (batch, cache), dtype in itertools.product(CASES, DTYPES):
+        for name, memory_format in FORMATS.items():
+            levels = make_levels(batch, image, dtype, memory_format, device)
+            rows += _rows(levels, f"{name}, {cache}", timers[cache], rounds, bandwidth)
+            del levels
+    header = ["batch, dtype", "format, cache", "pass", *(f"{name}, ms" for name in COMPETITORS)]
     header += ["against the original", "against the best composition", "times the floor"]
     note = (
-        f"{machine(device)}; the floor is the least traffic at {bandwidth / 1e12:.2f} TB/s (copy)."
+        f"{machine(device)}; levels of {image[0]}x{image[1]}; the floor is the least traffic at "
+        f"{bandwidth / 1e12:.2f} TB/s (copy)."
     )
     return f"{note}\n\n{markdown(header, rows)}"
 
@@ -95,11 +98,19 @@ def _rows(
     return rows
 
 
-def seconds(flush: Tensor, call: Callable[[], object]) -> float:
-    """Seconds on the device of one call after the second-level cache was overwritten."""
+def seconds(flush: Tensor | None, call: Callable[[], object]) -> float:
+    """Seconds on the device of one call.
+
+    Args:
+        flush: overwritten before, so that the second-level cache is cold; None: the call is made
+            once more before, and its results freed, so that it is warm.
+    """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    flush.zero_()
-    torch.cuda._sleep(1_000_000)  # the host is done queueing before the device begins
+    if flush is None:
+        call()
+    else:
+        flush.zero_()
+    torch.cuda._sleep(WAIT_CYCLES)  # the host is done queueing before the device begins
     start.record()
     results = call()
     end.record()
@@ -110,7 +121,7 @@ def seconds(flush: Tensor, call: Callable[[], object]) -> float:
 
 def _bandwidth(device: str, timer: Callable[[Callable[[], object]], float], rounds: int) -> float:
     """Bytes a second of a large copy, read and written ones counted."""
-    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     sample = interleave({"copy": lambda: target.copy_(source)}, max(rounds, 2), timer)["copy"]
     return 2 * source.numel() / (sample.median * 1e-3)

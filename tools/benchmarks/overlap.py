@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``overlap``."""
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--rounds", type=int, default=11, help="repetitions of every call")
+    parser.add_argument("--image", type=int, nargs=2, default=IMAGE, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument(
         "--cpu-time", action="store_true", help="of all threads, for a processor busy otherwise"
     )
@@ -45,30 +46,35 @@ def run(arguments: argparse.Namespace) -> str:
     rows = []
     for num_classes in CLASSES:
         timer = cpu_time if arguments.cpu_time else _timer(device)
-        samples = interleave(_calls(num_classes, device), arguments.rounds, timer)
+        calls = _calls(num_classes, tuple(arguments.image), device)
+        samples = interleave(calls, arguments.rounds, timer)
         rows.append(
             [str(num_classes), *(str(samples[name]) for name in (COMPOSED, COMPILED, MODULE))]
             + [f"{_ratio(samples[name], samples[COMPILED]):.1f}x" for name in (COMPOSED, MODULE)]
         )
     header = ["classes", *(f"{name}, ms" for name in (COMPOSED, COMPILED, MODULE))]
     header += ["composition / compiled", "module / compiled"]
-    return f"{machine(arguments.device)}; {ops.report()}.\n\n{markdown(header, rows)}"
+    height, width = arguments.image
+    note = f"{machine(arguments.device)}; {ops.report()}; one image of {height}x{width}."
+    return f"{note}\n\n{markdown(header, rows)}"
 
 
-def _calls(num_classes: int, device: torch.device) -> dict[str, Callable[[], object]]:
+def _calls(
+    num_classes: int, image: tuple[int, int], device: torch.device
+) -> dict[str, Callable[[], object]]:
     """Competitor to call; asserts first that compiled and composed are equal."""
-    shapes = pyramid_shapes(*IMAGE)
-    boxes = _boxes(shapes).to(device)
+    shapes = pyramid_shapes(*image)
+    boxes = make_boxes(shapes).to(device)
     logits = torch.randn(1, boxes.shape[1], num_classes, device=device)
     compiled = partial(ops.overlap_with_better, logits, boxes, shapes)
     composed = partial(ops.overlap_with_better_reference, logits, boxes, shapes)
     assert torch.equal(compiled(), composed())
-    levels = make_levels(1, IMAGE, torch.float32, torch.contiguous_format, str(device))
+    levels = make_levels(1, image, torch.float32, torch.contiguous_format, str(device))
     module = torch.no_grad()(partial(MaxFiltering(256).to(device).eval(), levels))
     return {COMPILED: compiled, COMPOSED: composed, MODULE: module}
 
 
-def _boxes(shapes: list[tuple[int, int]]) -> Tensor:
+def make_boxes(shapes: list[tuple[int, int]]) -> Tensor:
     """(1, R, 4): 8 strides wide, moved by a tenth of a stride: most of the own level overlap."""
     torch.manual_seed(0)
     parts = []

@@ -73,6 +73,22 @@ def cpu_time(call: Callable[[], object]) -> float:
     start = time.process_time()
     call()
     return time.process_time() - start
+def wall_clock_on(device: str) -> Callable[[Callable[[], object]], float]:
+    """A timer: seconds of one call until the device has done it."""
+    if device == "cpu":
+        return wall_clock
+
+    def timer(call: Callable[[], object]) -> float:
+        torch.cuda.synchronize()
+
+        def done() -> object:
+            result = call()
+            torch.cuda.synchronize()
+            return result
+
+        return wall_clock(done)
+
+    return timer
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

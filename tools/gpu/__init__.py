@@ -1,0 +1,1 @@
+"""Parts and machinery of ``tools/gpu_check.py``."""
