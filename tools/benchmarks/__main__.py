@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure parts of the package against what they replace; prints Markdown.
 
-    python tools/benchmarks {op,overlap,matching,step,inference} [--device cpu] [--output table.md]
+    python tools/benchmarks {op,overlap,matching,step,inference,deploy} [--output table.md] ...
 
 Every subcommand is a module of ``tools/benchmarks`` with ``DESCRIPTION``, ``add_arguments(parser)``
 and ``run(arguments) -> str``. Results are compared for equality before anything is timed, and all
@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]  # this checkout's package, this one
 
-SUBCOMMANDS = ("op", "overlap", "matching", "step", "inference")
+SUBCOMMANDS = ("op", "overlap", "matching", "step", "inference", "deploy")
 
 
 def main() -> None:

@@ -68,6 +68,11 @@ def wall_clock(call: Callable[[], object]) -> float:
     return elapsed
 
 
+def ratio(sample: Sample, other: Sample) -> float:
+    """How many times the other's time this one takes: the median of the rounds."""
+    return statistics.median(a / b for a, b in zip(sample.seconds, other.seconds, strict=True))
+
+
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name, where the system tells it."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
