@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -57,20 +58,24 @@ class Artifact:
 
 
 def export_onnx(
-    detector: Detector, metadata: Mapping[str, str], calibration: Sequence[Tensor] = ()
+    detector: Detector,
+    metadata: Mapping[str, str],
+    calibration: Sequence[Tensor] = (),
+    model: onnx.ModelProto | None = None,
 ) -> Artifact:
     """An ONNX model of standard operators, with ``metadata`` among its properties.
 
     Args:
         calibration: images (1, C, H, W) float32 that say which values occur, for a model in INT8;
             none: in the detector's own precision.
+        model: of ``onnx_model``, which is left as it is; None: it is made.
 
     Raises:
         UserError: a package of the extra is missing.
         RuntimeError: the graph has an operator that is not standard, or control flow.
     """
     onnxruntime = require_onnx()
-    model = onnx_model(detector)
+    model = onnx_model(detector) if model is None else copy.deepcopy(model)
     if calibration:
         model = quantize_onnx(model, calibration)
     operators = check_graph(model)
@@ -88,18 +93,22 @@ def export_onnx(
 
 
 def export_openvino(
-    detector: Detector, metadata: Mapping[str, str], calibration: Sequence[Tensor] = ()
+    detector: Detector,
+    metadata: Mapping[str, str],
+    calibration: Sequence[Tensor] = (),
+    model: onnx.ModelProto | None = None,
 ) -> Artifact:
     """OpenVINO's .xml and .bin, made of the ONNX model; arguments and errors as there."""
     openvino = require_openvino(bool(calibration))
     core = openvino.Core()
-    model = core.read_model(serialized(onnx_model(detector), {}))
+    source = onnx_model(detector) if model is None else copy.deepcopy(model)
+    made = core.read_model(serialized(source, {}))
     if calibration:
-        model = quantize_openvino(model, calibration)
+        made = quantize_openvino(made, calibration)
     for name, value in metadata.items():
-        model.set_rt_info(value, [PROPERTIES, name])
+        made.set_rt_info(value, [PROPERTIES, name])
     with tempfile.TemporaryDirectory() as folder:
-        openvino.save_model(model, f"{folder}/model.xml", compress_to_fp16=False)
+        openvino.save_model(made, f"{folder}/model.xml", compress_to_fp16=False)
         content, weights = (Path(folder, f"model.{x}").read_bytes() for x in ("xml", "bin"))
     loaded = core.read_model(content, weights)
     # the processor would take bfloat16 where it can, and as many threads as it likes

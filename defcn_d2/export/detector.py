@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ..modeling.meta_arch import DeFCN
+from ..structures import Predictions
 from .preparation import fold_batch_norms, to_half
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 """Boxes (N, k, 4), scores (N, k), classes (N, k)."""
+
+_NEVER = -1e4
+"""A logit whose probability is 0 in float32."""
 
 
 class DeployedDetector(nn.Module):
@@ -86,12 +90,25 @@ class DeployedDetector(nn.Module):
             candidates ends with empty boxes of score 0.
         """
         _, predictions = self.detector.predict(self._preprocess(images).to(self.dtype))
-        return self.best(predictions.scores(), predictions.boxes.float(), images)
+        return self.choose(predictions, images)
 
-    def best(self, scores: Tensor, boxes: Tensor, images: Tensor) -> Outputs:
-        """The outputs of ``forward``, of scores (N, R, K) and boxes (N, R, 4)."""
+    def choose(self, predictions: Predictions, images: Tensor) -> Outputs:
+        """The outputs of ``forward``, of the head's predictions."""
+        boxes = predictions.boxes.float()
+        if predictions.quality_logits is not None:
+            return self.best(predictions.scores(), boxes, images)
+        # the sigmoid keeps the order: it is computed for the best alone
+        boxes, logits, classes = self.best(predictions.cls_logits, boxes, images, _NEVER)
+        return boxes, logits.sigmoid(), classes
+
+    def best(self, scores: Tensor, boxes: Tensor, images: Tensor, lowest: float = 0.0) -> Outputs:
+        """The outputs of ``forward``, of scores (N, R, K) and boxes (N, R, 4).
+
+        Args:
+            lowest: the score of what no image has.
+        """
         if self.extra_locations:
-            scores = F.pad(scores, (0, 0, 0, self.extra_locations))
+            scores = F.pad(scores, (0, 0, 0, self.extra_locations), value=lowest)
             boxes = F.pad(boxes, (0, 0, 0, self.extra_locations))
         values, indices = scores.flatten(1).topk(self.topk)
         locations = indices // self.num_classes

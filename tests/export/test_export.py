@@ -87,6 +87,17 @@ def test_detector_always_gives_k():
     assert (boxes >= 0).all() and (boxes <= torch.tensor([31, 20, 31, 20])).all()
 
 
+@pytest.mark.parametrize("config", ["shapes/POTO", "shapes_crowd/POTO", "shapes/POTO-3DMF"])
+def test_the_best_are_chosen_by_their_scores(config):
+    """Also where logits are chosen from, and the scores of the rest are never computed."""
+    detector = DeployedDetector(random_model(config), topk=50)
+    (images,) = batches((2, 64, 96))
+    _, predictions = detector.detector.predict(detector._preprocess(images).float())
+    wanted = detector.best(predictions.scores(), predictions.boxes, images)
+    for found, value in zip(detector(images), wanted, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-6, atol=0)
+
+
 def test_detector_stretches_images():
     model = random_model("shapes/POTO")
     (batch,) = batches((2, 64, 96))

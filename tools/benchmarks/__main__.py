@@ -27,6 +27,7 @@ SUBCOMMANDS = (
     "modes",
     "synchronizations",
     "inference",
+    "deploy",
     "evaluation",
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import detectors
 from benchmarks.head_outputs import Playback, make_scene, spread_scores
-from benchmarks.timing import Sample, interleave, machine, markdown, wall_clock
+from benchmarks.timing import Sample, interleave, machine, markdown, ratio, wall_clock
 from defcn_d2.structures import Predictions, Priors
 
 DESCRIPTION = "inference, and post-processing alone, against Detectron2's RetinaNet and FCOS"
@@ -89,7 +88,7 @@ def _post_processing_table(image: tuple[int, int], rounds: int, device: str) -> 
     middle = len(OBJECTS) // 2
     rows = [
         [name, *map(str, of_name), f"{of_name[-1].median / of_name[0].median:.2f}x"]
-        + [f"{_ratio(samples[base][middle], of_name[middle]):.1f}x"]
+        + [f"{ratio(samples[base][middle], of_name[middle]):.1f}x"]
         for name, of_name in samples.items()
     ]
     note = f"Scores above 0.05: {', '.join(shares)} of all pairs of location and class."
@@ -107,7 +106,7 @@ def _end_to_end_table(image: tuple[int, int], rounds: int, device: str) -> str:
             assert_sane(calls[name]()[0]["instances"])
     samples = interleave(calls, rounds, _timer(device))
     base = samples[detectors.RETINANET]
-    rows = [[name, str(sample), f"{_ratio(sample, base):.2f}x"] for name, sample in samples.items()]
+    rows = [[name, str(sample), f"{ratio(sample, base):.2f}x"] for name, sample in samples.items()]
     return markdown(["image to detections", "ms", "against RetinaNet"], rows)
 
 
@@ -188,10 +187,6 @@ def _assert_same(own: Instances, other: Instances) -> None:
 
     for a, b in zip(ordered(own), ordered(other), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-3)
-
-
-def _ratio(sample: Sample, other: Sample) -> float:
-    return statistics.median(a / b for a, b in zip(sample.seconds, other.seconds))
 
 
 def _timer(device: str) -> Callable[[Callable[[], object]], float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import op_cuda
 from benchmarks.op_competitors import make_levels, pyramid_shapes
-from benchmarks.timing import Sample, cpu_time, interleave, machine, markdown
+from benchmarks.timing import cpu_time, interleave, machine, markdown, ratio
 from defcn_d2 import ops
 from defcn_d2.modeling.head.max_filtering import MaxFiltering
 
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> str:
         samples = interleave(calls, arguments.rounds, timer)
         rows.append(
             [str(num_classes), *(str(samples[name]) for name in (COMPOSED, COMPILED, MODULE))]
-            + [f"{_ratio(samples[name], samples[COMPILED]):.1f}x" for name in (COMPOSED, MODULE)]
+            + [f"{ratio(samples[name], samples[COMPILED]):.1f}x" for name in (COMPOSED, MODULE)]
         )
     header = ["classes", *(f"{name}, ms" for name in (COMPOSED, COMPILED, MODULE))]
     header += ["composition / compiled", "module / compiled"]
@@ -92,7 +91,3 @@ def _timer(device: torch.device) -> Callable[[Callable[[], object]], float] | No
         return None
     flush = torch.empty(op_cuda.FLUSH_BYTES, dtype=torch.uint8, device=device)
     return partial(op_cuda.seconds, flush)
-
-
-def _ratio(sample: Sample, other: Sample) -> float:
-    return statistics.median(a / b for a, b in zip(sample.seconds, other.seconds, strict=True))

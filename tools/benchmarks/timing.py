@@ -73,6 +73,8 @@ def cpu_time(call: Callable[[], object]) -> float:
     start = time.process_time()
     call()
     return time.process_time() - start
+
+
 def wall_clock_on(device: str) -> Callable[[Callable[[], object]], float]:
     """A timer: seconds of one call until the device has done it."""
     if device == "cpu":
@@ -89,6 +91,11 @@ def wall_clock_on(device: str) -> Callable[[Callable[[], object]], float]:
         return wall_clock(done)
 
     return timer
+
+
+def ratio(sample: Sample, other: Sample) -> float:
+    """How many times the other's time this one takes: the median of the rounds."""
+    return statistics.median(a / b for a, b in zip(sample.seconds, other.seconds, strict=True))
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
