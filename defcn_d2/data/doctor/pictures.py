@@ -76,7 +76,8 @@ def _read(file: str, max_pixels: int) -> Picture | str:
         return " ".join(str(error).removeprefix(f"{file!r} ").split()) or type(error).__name__
     coarse = np.asarray(plain.convert("L").resize((9, 8)), np.int16)
     signs = np.where(coarse[:, 1:] > coarse[:, :-1], np.float32(1), np.float32(-1)).ravel()
-    return Picture(mode, plain.size, blake2b(np.asarray(plain), digest_size=16).digest(), signs)
+    digest = blake2b(f"{plain.size}".encode() + plain.tobytes(), digest_size=16).digest()
+    return Picture(mode, plain.size, digest, signs)
 
 
 def _check_files(cfg: CfgNode, split: Split, pictures: Pictures) -> None:
