@@ -176,8 +176,8 @@ def _add_test_config(cfg: CN) -> None:
 
 
 def _add_data_config(cfg: CN) -> None:
-    # Data of your own (README, "Your own data"). What is given takes the place of DATASETS.TRAIN
-    # and DATASETS.TEST, and sets the number of classes.
+    # Data of your own (docs/own-data.md). What is given takes the place of DATASETS.TRAIN and
+    # DATASETS.TEST, and sets the number of classes.
     cfg.DATASETS.REGISTER = CN()
     node = cfg.DATASETS.REGISTER
     node.TRAIN, node.VAL = CN(), CN()

@@ -1,5 +1,6 @@
 """Data sets by name, with checks that would otherwise fail late or say little."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from json import JSONDecodeError
 from typing import Any
@@ -12,6 +13,8 @@ from ..data.readers.findings import EXAMPLES
 from ..data.readers.missing_files import missing_files
 from ..data.readers.own_data import own_data
 from ..utils.errors import UserError, as_user_error, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -67,6 +70,19 @@ def check_classes(cfg: CfgNode, name: str) -> None:
         raise UserError(
             f"MODEL.DEFCN.NUM_CLASSES is {cfg.MODEL.DEFCN.NUM_CLASSES}, but the data set {name!r} "
             f"has {len(classes)} classes ({shown}): set MODEL.DEFCN.NUM_CLASSES {len(classes)}"
+        )
+
+
+def log_images_without_objects(records: Sequence[Record]) -> None:
+    """Log how many images without objects are kept for a training; Detectron2 logs removed ones."""
+    empty = sum(
+        all(x.get("iscrowd", 0) for x in record.get("annotations", ())) for record in records
+    )
+    if empty:
+        logger.info(
+            "%d of %d images have no objects and are background, as "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS is False",
+            *(empty, len(records)),
         )
 
 

@@ -37,7 +37,7 @@ from .best_checkpoint import BestCheckpoint
 from .cluster.preemption import Preempted, Preemption, Stops
 from .cluster.scaling import scale_to_workers
 from .data_loading import EvaluationLoader, TrainingLoader
-from .datasets import load_records
+from .datasets import load_records, log_images_without_objects
 from .early_stopping import EarlyStopping, StoppedEarly
 from .ema import EMAUpdate, WeightsEMA
 from .evaluators import build_evaluator
@@ -146,6 +146,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         records = load_records(cfg, cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        log_images_without_objects(records)
         images = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
         return TrainingLoader(cfg, records, CheckedMapper.from_config(cfg, True), images)
 

@@ -58,6 +58,7 @@ CRITERIA = {
     "NORMALIZER": ["gt"],
     "SOFT_LABELS": ["yes"],
     "WEIGHTS": ["all"],
+    "CLASS_WEIGHTS": [[1.0, 0.0], [-1.0], [math.nan], ["1"], 7],
 }
 
 # Of each key of a component: values that break the rule of its argument.

@@ -78,9 +78,20 @@ def take(loader, number):
     return [[(x["image_id"], tuple(x["image"].shape)) for x in batch] for batch in batches], batches
 
 
-@pytest.mark.parametrize("grouping", [True, False])
-def test_batches_do_not_depend_on_workers_nor_on_interruptions(records, grouping):
-    keys = {"DATALOADER__ASPECT_RATIO_GROUPING": grouping}
+@pytest.mark.parametrize(
+    "grouping, sampler",
+    [
+        (True, "TrainingSampler"),
+        (False, "TrainingSampler"),
+        (True, "RepeatFactorTrainingSampler"),
+    ],
+)
+def test_batches_do_not_depend_on_workers_nor_on_interruptions(records, grouping, sampler):
+    keys = {
+        "DATALOADER__ASPECT_RATIO_GROUPING": grouping,
+        "DATALOADER__SAMPLER_TRAIN": sampler,
+        "DATALOADER__REPEAT_THRESHOLD": 0.9,
+    }
     names, batches = take(loader(records, **keys), 12)
     assert len({shape for batch in names for _, shape in batch}) > len(SIZES)  # augmented
     again, others = take(loader(records, **keys, DATALOADER__NUM_WORKERS=2), 12)
@@ -161,6 +172,18 @@ def test_samplers_have_the_seed_of_the_run(records, name):
     again = list(itertools.islice(iter(build_sampler(cfg, records, None, 5)), 30))
     other = list(itertools.islice(iter(build_sampler(cfg, records, None, 6)), 30))
     assert first == again != other
+
+
+def test_rare_classes_are_repeated(records):
+    """Class 1 alone is in one image of seven: with the threshold 4 / 7 it comes twice as often."""
+    for i, record in enumerate(records):
+        record["annotations"][0]["category_id"] = int(i == 3)
+    cfg = config(
+        DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler",
+        DATALOADER__REPEAT_THRESHOLD=4 / 7,
+    )
+    drawn = list(itertools.islice(iter(build_sampler(cfg, records, None, 5)), 80))
+    assert drawn.count(3) == 20 and all(drawn.count(i) == 10 for i in (0, 1, 2, 4, 5, 6))
 
 
 def damage(record, how):

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import torch
 from coco_files import CLASSES, make_content, write_set
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from label_files import write_voc, write_yolo
@@ -121,6 +122,35 @@ def test_training_without_evaluation(tmp_path):
     assert train(tmp_path, *keys("TRAIN", write_set(tmp_path)), "SOLVER.MAX_ITER", "1") == 0
     assert not (tmp_path / "out" / "inference").exists()
     assert (tmp_path / "out" / "model_final.pth").exists()
+
+
+def last_weights(folder):
+    return torch.load(folder / "out" / "model_final.pth", weights_only=False)["model"]
+
+
+def test_rare_classes_often_and_heavy_and_empty_images_kept(tmp_path):
+    """Interrupted and resumed, the training ends with the same weights; its log has the number."""
+    content = make_content()
+    content["annotations"][4]["iscrowd"] = 1  # alone in its image
+    keys_of_data = keys("TRAIN", write_set(tmp_path, content))
+    given = [
+        *("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        *("DATALOADER.REPEAT_THRESHOLD", "0.9", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"),
+        *("MODEL.DEFCN.CRITERION.DenseCriterion.CLASS_WEIGHTS", "[2.0, 0.5, 1.0]"),
+        *("SOLVER.DETERMINISTIC", "True", "SOLVER.CHECKPOINT_PERIOD", "2"),
+    ]
+    assert train(tmp_path / "whole", *keys_of_data, *given, "SOLVER.MAX_ITER", "4") == 0
+    log = (tmp_path / "whole" / "out" / "log.txt").read_text()
+    assert "2 of 4 images have no objects and are background, as DATALOADER.FILTER_EM" in log
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    (tmp_path / "half" / "out" / "model_final.pth").unlink()
+    (tmp_path / "half" / "out" / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = ["--resume", "--config-file", CONFIG, *TINY_MODEL]
+    folder = ["OUTPUT_DIR", tmp_path / "half" / "out"]
+    few = ["SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2"]
+    assert run([*resumed, *map(str, [*few, *keys_of_data, *given, *folder])]) == 0
+    expected, found = last_weights(tmp_path / "whole"), last_weights(tmp_path / "half")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def damaged(content):

@@ -37,9 +37,10 @@ warnings.filterwarnings("ignore", ".*torch.jit.script")  # by what Detectron2 im
 
 import torch  # noqa: E402
 from fuzzing.file_readers import DATA, Kind, Wrong  # noqa: E402
+from fuzzing.label_readers import LABELS  # noqa: E402
 from fuzzing.weight_readers import WEIGHTS  # noqa: E402
 
-KINDS = {kind.name: kind for kind in (*DATA, *WEIGHTS)}
+KINDS = {kind.name: kind for kind in (*DATA, *LABELS, *WEIGHTS)}
 WELL = ("named", "told", "other", "the same")
 FAILED = ("unnoticed", "unnamed", "hang", "crash")
 

@@ -181,7 +181,7 @@ def _read(
 
     # The boxes that are of use, as arrays.
     areas = [entry.area or entry.box[2] * entry.box[3] for entry in entries]
-    classes = {category: label for label, category in enumerate(categories)}
+    labels = {category: label for label, category in enumerate(categories)}
     return CocoData(
         path,
         image_root,
@@ -191,7 +191,7 @@ def _read(
         boxes[useful],
         np.array(areas, np.float64)[useful],
         crowd[useful],
-        np.array([classes[entry.category_id] for entry in entries], np.int64)[useful],
+        np.array([labels[entry.category_id] for entry in entries], np.int64)[useful],
         indices[useful],
         [entry.extra_boxes for entry, kept in zip(entries, useful, strict=True) if kept],
         warnings,

@@ -44,6 +44,18 @@ class Findings:
         """One for each kind that was found, fatal ones or the others, in the order of finding."""
         return [self._sentence(kind) for kind in self._counts if kind.fatal is fatal]
 
+    def details(self) -> list[dict[str, Any]]:
+        """All kinds that were found, for programs, in the order of finding."""
+        return [
+            {
+                "level": "error" if kind.fatal else "warning",
+                "sentence": self._sentence(kind),
+                "count": count,
+                "examples": self._found[kind],
+            }
+            for kind, count in self._counts.items()
+        ]
+
     def _sentence(self, kind: Kind) -> str:
         count, examples = self._counts[kind], ", ".join(self._found[kind])
         more = ", ..." if count > EXAMPLES else ""

@@ -40,6 +40,8 @@ class DenseCriterion(SummedCriterion):
     1904.01355, section 3.2). Subclasses add losses of their own by ``more_sums``.
     """
 
+    class_weights: Tensor | None  # (K,)
+
     def __init__(
         self,
         *,
@@ -55,6 +57,7 @@ class DenseCriterion(SummedCriterion):
         normalizer: str = "foreground",
         soft_labels: str = "none",
         weights: str = "class",
+        class_weights: Sequence[float] = (),
         fused: bool = True,
         suffix: str = "",
         **arguments: Any,
@@ -80,6 +83,8 @@ class DenseCriterion(SummedCriterion):
                 or the "iou" of the predicted box with its ground truth.
             weights: of the assignment are factors of the "class" entry of a foreground location
                 alone, or of all losses of a "prior".
+            class_weights: factors of the class entries of foreground locations by their class, to
+                learn rare classes faster; none: 1.
             fused: the class loss is of logits with the quality branch folded in, except where
                 that is centerness.
             suffix: appended to the names of the losses.
@@ -98,6 +103,7 @@ class DenseCriterion(SummedCriterion):
         check_argument("normalizer", normalizer, one_of("foreground", "gts", "quality"))
         check_argument("soft_labels", soft_labels, one_of("none", "quality", "iou"))
         check_argument("weights", weights, one_of("class", "prior"))
+        check_argument("class_weights", class_weights, list_of(numbers("(0, inf)"), least=0))
         self.matcher = matcher
         self.class_loss = class_loss
         self.cls_weight = cls_weight
@@ -110,6 +116,8 @@ class DenseCriterion(SummedCriterion):
         self.normalizer = normalizer
         self.soft_labels = soft_labels
         self.weights = weights
+        factors = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
+        self.register_buffer("class_weights", factors, persistent=False)
         self.fused = fused
         self.suffix = suffix
 
@@ -214,6 +222,9 @@ class DenseCriterion(SummedCriterion):
         if weights is not None and self.weights == "prior":
             valid = torch.stack([a.weights for a in assignments if a.weights is not None]) * valid
             weights = None
+        if self.class_weights is not None:
+            factors = self.class_weights[foreground.gt_classes]  # (P,)
+            weights = factors if weights is None else weights * factors
         loss = self.class_loss(
             logits, foreground.entries, self._targets(foreground), weights, valid
         )
@@ -355,6 +366,12 @@ class DenseCriterion(SummedCriterion):
             if own[option] == "quality"
         ]
 
+        number = cfg.MODEL.DEFCN.NUM_CLASSES
+        if own["class_weights"] and len(own["class_weights"]) != number:
+            yield (
+                f"{name}.CLASS_WEIGHTS has {len(own['class_weights'])} factors, but must have one "
+                f"for each of the {number} classes"
+            )
         if own["box_loss"] == "deltas" and cfg.MODEL.DEFCN.PRIORS != "anchors":
             yield (
                 f"{name}.BOX_LOSS 'deltas' is of offsets from anchors, but MODEL.DEFCN.PRIORS is "

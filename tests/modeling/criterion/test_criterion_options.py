@@ -80,6 +80,7 @@ def literal_losses(
     assignments: list[Assignment],
     soft_labels: str = "none",
     weights: str = "class",
+    class_weights: tuple[float, ...] = (1.0,) * NUM_CLASSES,
 ) -> dict[str, float]:
     """Of ``DenseCriterion`` with ``QualityFocalLoss``, location by location, in float64."""
     probabilities = predictions.cls_logits.double().sigmoid()
@@ -104,7 +105,7 @@ def literal_losses(
             for c in range(NUM_CLASSES):
                 own = g >= 0 and c == gt.gt_classes[g]
                 loss = quality_focal(probabilities[i, r, c].item(), soft if own else 0.0)
-                classes += loss * (weight if own else whole)
+                classes += loss * (weight * class_weights[c] if own else whole)
             if g < 0:
                 continue
             count += 1
@@ -136,6 +137,18 @@ def found_losses(
         **options,
     )
     return {name: loss.item() for name, loss in criterion(*batch).items()}
+
+
+@pytest.mark.parametrize("weights", [None, "class", "prior"])
+def test_class_weights(weights: str | None) -> None:
+    """Beside the weights of the assignment, whatever those are of."""
+    counts, factors = (3, 1, 4), (0.5, 3.0, 1.0)
+    inputs, assignments = batch(counts, "none"), random_assignments(counts, bool(weights))
+    options = {"weights": weights or "class", "class_weights": factors}
+    found = found_losses(inputs, assignments, **options)
+    assert found == pytest.approx(literal_losses(*inputs[1:], assignments, **options), rel=1e-5)
+    criterion = DenseCriterion(matcher=None, class_loss=None, class_weights=factors)
+    assert not criterion.state_dict()  # checkpoints stay what they were
 
 
 @pytest.mark.parametrize("branch", ["none", "filter", "centerness"])
@@ -300,6 +313,10 @@ def test_options_of_the_config() -> None:
                 *(f"{NODE}.AUX.LOSS.NAME", "DRLoss"),
             ],
             f"{NODE}.AUX.CRITERION.AuxiliaryCriterion.SOFT_LABELS is 'iou', but DRLoss takes",
+        ),
+        (
+            [f"{DENSE}.CLASS_WEIGHTS", "[1.0, 2.0]", f"{NODE}.NUM_CLASSES", 3],
+            f"{DENSE}.CLASS_WEIGHTS has 2 factors, but must have one for each of the 3 classes",
         ),
     ],
 )

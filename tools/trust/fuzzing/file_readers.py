@@ -117,7 +117,7 @@ class CocoFile(Kind):
         left_out = len(content["annotations"]) - len(boxes)
         if len(content["images"]) != len(records) or left_out and not found.warnings:
             raise Wrong(f"{left_out} annotations that nobody told of")
-        _judge_boxes(boxes)
+        judge_boxes(boxes)
         root = (self.folder / "images").resolve()
         for record in records:
             if not Path(record["file_name"]).resolve().is_relative_to(root):
@@ -130,7 +130,8 @@ class CocoFile(Kind):
         return "the same" if same and not found.warnings else "told" if found.warnings else "other"
 
 
-def _judge_boxes(boxes: list[list[float]]) -> None:
+def judge_boxes(boxes: list[list[float]]) -> None:
+    """Raise ``Wrong`` for a box that is none."""
     for box in boxes:
         if not (len(box) == 4 and all(map(math.isfinite, box)) and min(box[2:]) >= 0):
             raise Wrong(f"a box {box}")
@@ -162,7 +163,7 @@ class OdgtFile(Kind):
         counts = [len(record["annotations"]) for record in found]
         if [len(line["gtboxes"]) for line in lines] != counts:
             raise Wrong("boxes or images that nobody told of")
-        _judge_boxes([x["bbox"] for record in found for x in record["annotations"]])
+        judge_boxes([x["bbox"] for record in found for x in record["annotations"]])
         return "the same" if found == self.expected else "other"
 
 

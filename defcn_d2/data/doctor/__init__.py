@@ -1,0 +1,1 @@
+"""Findings in data sets before a training: ``python -m defcn_d2.data.doctor``."""
