@@ -113,12 +113,13 @@ def difference_above(
 ) -> Difference:
     """Look for each wanted detection above a score among those found.
 
-    Its counterpart is the nearest box of the same class and, within the tolerance, score.
+    Its counterpart is the nearest box of the same class and, within the tolerance, score. What has
+    a score of 0 is no detection.
 
     Args:
         floor: detections at or below this score may have been cut off.
     """
-    looked_for = wanted.scores > floor
+    looked_for = wanted.scores > max(floor, 0.0)
     boxes, scores = wanted.boxes[looked_for], wanted.scores[looked_for]
     classes = wanted.classes[looked_for]
     if not len(scores):

@@ -87,7 +87,7 @@ class DeployedDetector(nn.Module):
         Returns:
             boxes (N, k, 4) float32, xyxy in pixels of ``images``, within the image;
             scores (N, k) float32, descending; classes (N, k) int64. An image with fewer than k
-            candidates ends with empty boxes of score 0.
+            candidates ends with boxes of score 0, which are none.
         """
         _, predictions = self.detector.predict(self._preprocess(images).to(self.dtype))
         return self.choose(predictions, images)

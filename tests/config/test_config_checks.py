@@ -193,6 +193,8 @@ BAD_VALUES = {
     "SEED": [2**32],
     "DATALOADER.NUM_WORKERS": [-1],
     "DATALOADER.ON_ERROR": ["skipp", ""],
+    "TEST.SCORE_REPORT": ["pages", ""],
+    "TEST.COCO_BACKEND": ["faster_coco_eval", ""],
     "SOLVER.OPTIMIZER": ["adamw"],
     "SOLVER.BASE_LR": [0.0, -1.0, math.nan, math.inf],
     "SOLVER.MOMENTUM": [1.0, -0.1],
@@ -224,6 +226,7 @@ BAD_VALUES = {
     "DATALOADER.SAMPLER_TRAIN": ["Sampler"],
     "DATALOADER.REPEAT_THRESHOLD": [-1.0],
     "TEST.EVAL_PERIOD": [-1],
+    "TEST.EARLY_STOPPING.PATIENCE": [-1],
     "TEST.PRECISE_BN.NUM_ITER": [0],
     "VIS_PERIOD": [-1],
 }
@@ -515,6 +518,7 @@ TRAINING_CONTRADICTIONS = [
         {"SOLVER.CHECKPOINT_BEST": "bbox/AP", "TEST.EVAL_PERIOD": 5, "DATASETS.TEST": ()},
         "nothing is evaluated",
     ),
+    ({"TEST.EARLY_STOPPING.PATIENCE": 3}, "SOLVER.CHECKPOINT_BEST is '', so nothing says what is"),
     ({"MODEL.EMA.ENABLED": True, "TEST.PRECISE_BN.ENABLED": True}, "set one of them False"),
     (
         {"SOLVER.OPTIMIZER": "SGD", "SOLVER.NESTEROV": True, "SOLVER.MOMENTUM": 0.0},

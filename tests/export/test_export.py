@@ -148,6 +148,24 @@ def test_files_give_what_the_model_gives(config, name, half):
         check_onnx_file(artifact, half=False, sizes=("batch", 3, "height", "width"))
 
 
+@pytest.mark.parametrize("config", ["shapes/POTO-3DMF", "shapes/FCOS"])
+def test_one_class_a_location(config):
+    """Graphs have the model's rule inside, those without top-k too."""
+    model = random_model(
+        config, "TEST.ONE_CLASS_PER_LOCATION", True, "MODEL.DEFCN.NMS_TYPE", "none"
+    )
+    reference = DeployedDetector(model, topk=50)
+    assert verification.verify_deployed(model, reference, batches(*SIZES)).compared > 100
+    images = batches((2, 64, 96))[0]
+    with torch.no_grad():
+        _, predictions = reference.detector.predict(images)
+    assert ((predictions.scores() > 0).sum(dim=2) == 1).all()
+    artifact = export.export_onnx(reference, metadata())
+    assert verification.verify_artifact(artifact, reference, batches(*SIZES)).compared > 100
+    raw = export.export_onnx(export.RawDetector(reference, (64, 96)), metadata())
+    assert verification.verify_artifact(raw, reference, [images]).compared > 20
+
+
 def check_onnx_file(artifact: export.Artifact, half: bool, sizes: tuple[int | str, ...]) -> None:
     import onnx
 

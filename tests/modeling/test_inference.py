@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slow_matching import iou
 from torch import nn
 
-from defcn_d2.modeling.inference import find_candidates, find_topk, keep_best
+from defcn_d2.modeling.inference import best_class_only, find_candidates, find_topk, keep_best
 from defcn_d2.structures import Predictions
 
 SIZE = (48, 80)
@@ -149,6 +149,31 @@ def test_both_paths_agree_above_the_threshold(seed: int, mean: float) -> None:
     if all(int(level.sum()) <= len(level) for level in levels):
         (topk,) = find_topk(predictions, [SIZE], topk=100)
         assert_equal(listed(topk[topk.scores > 0.05]), listed(keep_best(candidates, 100)))
+
+
+@given(st.integers(0, 2**16), st.sampled_from(["none", "filter", "centerness"]), st.booleans())
+def test_one_class_a_location(seed: int, quality: str, rounded: bool) -> None:
+    """All but the first of the best classes of a location are gone, on every path."""
+    priors = make_priors(*SIZE)
+    drawn = random_predictions(priors, NUM_CLASSES, 2, seed=seed, quality=quality != "none")
+    logits = drawn.cls_logits.round() if rounded else drawn.cls_logits  # of which many are equal
+    drawn = replace(drawn, cls_logits=logits, centerness=quality == "centerness")
+    alone = best_class_only(drawn)
+    found = find_candidates(alone, priors.level_sizes, [SIZE] * 2, score_thresh=0.0)
+    ranked = find_topk(alone, [SIZE] * 2, topk=len(priors))
+    for i in range(2):
+        scores = slow_scores(drawn[i], quality == "centerness")
+        expected = []
+        for r in range(len(priors)):
+            own = scores[r * NUM_CLASSES : (r + 1) * NUM_CLASSES]
+            best = max(range(NUM_CLASSES), key=lambda c: own[c][0])  # the first of them
+            expected.append((own[best][1], drawn.boxes[i, r].tolist(), best))
+        for detections in (found[i], ranked[i]):
+            order = detections.pred_boxes.tensor.tolist()
+            by_box = {tuple(box): k for k, box in enumerate(order)}
+            places = [by_box[tuple(box)] for _, box, _ in expected]
+            assert len(by_box) == len(order) == len(priors)
+            assert_equal([listed(detections)[k] for k in places], expected)
 
 
 @given(st.integers(0, 2**16), st.sampled_from([1, 3, 10]), st.booleans())
@@ -313,3 +338,24 @@ def test_switches_of_the_config() -> None:
     assert trained_like().nms_thresh is None
     assert trained_like().topk_only is False
     assert trained_like("MODEL.DEFCN.TOPK_ONLY_TEST", True).topk_only is True
+
+
+@pytest.mark.parametrize("topk_only", [False, True])
+def test_a_model_of_one_class_a_location(topk_only: bool) -> None:
+    """The key changes nothing else: neither boxes nor the scores of what is left."""
+    opts = ["MODEL.DEFCN.SCORE_THRESH_TEST", 0.0, "MODEL.DEFCN.TOPK_ONLY_TEST", topk_only]
+    found = []
+    for key in (False, True):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg(*opts, "TEST.ONE_CLASS_PER_LOCATION", key)).eval()
+        nn.init.normal_(model.head.cls_score.weight, std=0.5)
+        with torch.no_grad():
+            priors, predictions = model.predict(torch.randn(1, 3, 64, 64))
+            (detections,) = model.detections(priors, predictions, [(64, 64)])
+        found.append((predictions, detections[detections.scores > 0]))
+    (every, mixed), (alone, detections) = found
+    assert torch.equal(alone.cls_logits, best_class_only(every).cls_logits)
+    assert torch.equal(alone.boxes, every.boxes)
+    per_location = [len(set(map(tuple, x.pred_boxes.tensor.tolist()))) for x in (mixed, detections)]
+    assert per_location[1] == len(detections) == len(priors) > per_location[0]
+    assert set(detections.scores.tolist()) <= set(every.scores().flatten().tolist())

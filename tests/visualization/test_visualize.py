@@ -122,13 +122,13 @@ def test_detections_that_cannot_be_drawn(
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["duplicates", "errors"])
+@pytest.mark.parametrize("command", ["duplicates", "errors", "precision"])
 def test_pictures_of_an_evaluation(results, tmp_path, command):
     assert visualize(tmp_path, command, "--dataset", "tiny_val", "--results", results) == 0
     assert np.asarray(Image.open(tmp_path / f"{command}.png").convert("L")).std() > 10
     page = Page(tmp_path / f"{command}.html")
-    if command == "duplicates":
-        assert len(page.pictures) == 4
+    if command != "errors":
+        assert len(page.pictures) == {"duplicates": 4, "precision": 2}[command]
         return
     judged, _ = load_judged("tiny_val", results)
     missed = sum(int((~one.gt_found).sum()) for one in judged)
@@ -321,10 +321,10 @@ def test_commands_of_the_docs_are_understood():
         words = [word for word in line.split() if word != "$MODEL"]
         commands.append(words[0])
         parse_arguments([*words, *(model if "$MODEL" in line else [])])
-    assert commands == ["assignment", "scores", "duplicates", "errors", "curves"]
+    assert commands == ["assignment", "scores", "duplicates", "errors", "precision", "curves"]
 
 
-@pytest.mark.parametrize("command", ["duplicates", "errors"])
+@pytest.mark.parametrize("command", ["duplicates", "errors", "precision"])
 def test_nothing_was_found(tmp_path, command):
     tiny_sets()
     path = tmp_path / "found.json"

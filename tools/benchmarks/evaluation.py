@@ -16,6 +16,7 @@ from defcn_d2.evaluation.coco_limit import FASTER, PYCOCOTOOLS, eval_class
 
 DESCRIPTION = "COCO's evaluation by faster-coco-eval against pycocotools"
 CLASSES, OBJECTS, SIDE = 80, 7, 640  # of COCO: classes, objects an image on average, pixels
+CHECKED = 200  # images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """The table as Markdown; the figures of both are equal to 1e-9 before anything is timed.
+    """The table as Markdown; on some images both are equal to 1e-9 before anything is timed.
 
     Raises:
         SystemExit: faster-coco-eval is not installed.
@@ -41,15 +42,16 @@ def run(arguments: argparse.Namespace) -> str:
         kinds = {name: eval_class(name, limit) for name in (PYCOCOTOOLS, FASTER)}
     except ImportError as error:
         raise SystemExit(f"nothing to measure: {error}; pip install {FASTER}") from error
-    truth, results = make_detections(arguments.images, limit)
-    calls = {name: partial(evaluate, kind, truth, results) for name, kind in kinds.items()}
-    stats = {name: call() for name, call in calls.items()}
-    np.testing.assert_allclose(stats[FASTER][:12], stats[PYCOCOTOOLS], rtol=0, atol=1e-9)
+    few = make_detections(min(CHECKED, arguments.images), limit)
+    ours, theirs = (evaluate(kinds[name], *few) for name in (FASTER, PYCOCOTOOLS))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
+    problem = make_detections(arguments.images, limit)
+    calls = {name: partial(evaluate, kind, *problem) for name, kind in kinds.items()}
     samples = interleave(calls, arguments.rounds, cpu_time if arguments.cpu_time else wall_clock)
     ratio = samples[PYCOCOTOOLS].median / samples[FASTER].median
     header = ["images", "detections an image", *(f"{name}, ms" for name in kinds), "ratio"]
     row = [str(arguments.images), str(limit), *map(str, samples.values()), f"{ratio:.1f}x"]
-    return f"{machine('cpu')}; AP {100 * stats[FASTER][0]:.2f}.\n\n{markdown(header, [row])}"
+    return f"{machine('cpu')}.\n\n{markdown(header, [row])}"
 
 
 def evaluate(kind: type, truth: COCO, results: list[dict[str, Any]]) -> np.ndarray:
