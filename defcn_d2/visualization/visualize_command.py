@@ -21,6 +21,7 @@ from .judged import BACKGROUND, DUPLICATE, load_judged, suppressed
 from .mistakes import contact_sheet, errors_page, false_positives, missed_objects
 from .page import Picture, array_png, figure_png, pictures_page, save
 from .scores import draw_object_scores, draw_scores
+from .training_images import draw_training_images
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,6 +70,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("--images", type=int, default=3, help="images drawn, %(default)s")
     command = add("errors", "confident false positives and missed objects", evaluation)
     command.add_argument("--count", type=int, default=60, help="of each, %(default)s")
+    command = add("training", "images as a training takes them, augmented, with their objects")
+    add_model_arguments(command)
+    command.add_argument("--iteration", type=int, default=0, help="of the first, %(default)s")
+    command.add_argument("--count", type=int, default=16, help="of images, %(default)s")
     command = add("curves", "metrics of one or several runs")
     command.add_argument("runs", nargs="+", type=Path, help="folders, or metrics.json files")
     return parser.parse_args(arguments)
@@ -148,6 +153,17 @@ def _errors(args: argparse.Namespace) -> None:
     save(args.output, {**files, "errors.png": array_png(contact_sheet(false, missed))})
 
 
+def _training(args: argparse.Namespace) -> None:
+    _check_count("--count", args.count, 1)
+    cfg = load_config(args.config_file, overrides(args))
+    for dataset in cfg.DATASETS.TRAIN:
+        _check_outputs(args, input_files(args, cfg), dataset)
+    sheet = draw_training_images(cfg, args.iteration, args.count)
+    note = "Augmented and mixed as the config says; dashed: extra boxes."
+    title = f"Images of a training from iteration {args.iteration} on"
+    _save(args, "Images of a training", [Picture(title, note, array_png(sheet))])
+
+
 def _curves(args: argparse.Namespace) -> None:
     _check_outputs(args, args.runs)
     runs = load_runs(args.runs)
@@ -160,6 +176,7 @@ _COMMANDS = {
     "scores": _scores,
     "duplicates": _duplicates,
     "errors": _errors,
+    "training": _training,
     "curves": _curves,
 }
 
