@@ -204,6 +204,56 @@ def _add_data_config(cfg: CN) -> None:
     cfg.DATALOADER.CHECK_SIZES = True
     # Larger images are errors: a small file can hold one that fills the memory. 0: no limit.
     cfg.INPUT.MAX_PIXELS = 100_000_000
+    _add_augmentation_config(cfg.INPUT)
+
+
+def _add_augmentation_config(node: CN) -> None:
+    """Augmentations beside Detectron2's, all off; their numbers are those of DEIMv2 and its kin."""
+    # Instead of MIN_SIZE_TRAIN: an image fits into SIZE x SIZE times a random factor, and what is
+    # beyond SIZE is cropped at random (large-scale jitter).
+    node.SCALE_JITTER = CN()
+    node.SCALE_JITTER.ENABLED = False
+    # The smallest and the largest factor.
+    node.SCALE_JITTER.RANGE = (0.1, 2.0)
+    node.SCALE_JITTER.SIZE = 1024
+
+    # Four images at half their size, two by two: the probability of an image to become one.
+    node.MOSAIC = CN()
+    node.MOSAIC.PROB = 0.0
+    # Shares of the training, from 0 to 1: from which on, and before which.
+    node.MOSAIC.START = 0.07
+    node.MOSAIC.STOP = 0.5
+    # The mosaic is turned by at most so many degrees, shifted by at most this share of its sides,
+    # and scaled by a factor of this range.
+    node.MOSAIC.ROTATION = 10.0
+    node.MOSAIC.TRANSLATION = 0.1
+    node.MOSAIC.SCALE = (0.5, 1.5)
+    # Objects of whose boxes less than this share is left inside are dropped.
+    node.MOSAIC.MIN_VISIBLE = 0.1
+
+    # Two images blended, with the objects of both: the probability.
+    node.MIXUP = CN()
+    node.MIXUP.PROB = 0.0
+    # Shares of the training, from 0 to 1: from which on, and before which.
+    node.MIXUP.START = 0.07
+    node.MIXUP.STOP = 0.5
+    # The image's own share of the blend: the smallest and the largest.
+    node.MIXUP.SHARE = (0.45, 0.55)
+
+    # Objects of another image blended in, as the rectangles of their boxes: the probability, where
+    # there is no mixup.
+    node.COPY_PASTE = CN()
+    node.COPY_PASTE.PROB = 0.0
+    # Shares of the training, from 0 to 1: from which on, and before which.
+    node.COPY_PASTE.START = 0.07
+    node.COPY_PASTE.STOP = 0.86
+    # At most so many objects, of at least this area in square pixels.
+    node.COPY_PASTE.OBJECTS = 3
+    node.COPY_PASTE.MIN_AREA = 100.0
+    # A rectangle is larger than its box by this share of its width and height on each side.
+    node.COPY_PASTE.EXPAND = (0.1, 0.25)
+    # The pasted object's share of the blend: the smallest and the largest.
+    node.COPY_PASTE.SHARE = (0.45, 0.55)
 
 
 def _add_ema_config(cfg: CN) -> None:

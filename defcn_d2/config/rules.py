@@ -149,6 +149,18 @@ def list_of(rule: Rule, least: int = 1) -> Rule:
     return of_list
 
 
+def range_of(rule: Rule) -> Rule:
+    """Rule: the smallest and the largest of a range, which both keep ``rule``."""
+
+    def of_range(key: str, values: Any) -> str | None:
+        problem = list_of(rule, least=2)(key, values)
+        if problem is None and (len(values) > 2 or values[0] > values[1]):
+            return f"{key} is {values!r}, but must be the smallest and the largest"
+        return problem
+
+    return of_range
+
+
 def optional(rule: Rule) -> Rule:
     """Rule: None, or a value that keeps ``rule``."""
     return lambda key, value: None if value is None else rule(key, value)

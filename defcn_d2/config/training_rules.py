@@ -12,6 +12,7 @@ from .rules import (
     numbers,
     one_of,
     optional,
+    range_of,
     whole_numbers,
 )
 
@@ -46,6 +47,21 @@ EVALUATION_RULES = {
     "TEST.SCORE_REPORT": one_of("none", "numbers", "page"),
     "TEST.COCO_BACKEND": one_of("pycocotools", "faster-coco-eval"),
 }
+_SHARE, _MIXED = numbers("[0, 1]"), ("MOSAIC", "MIXUP", "COPY_PASTE")
+_AUGMENTATION_RULES = {
+    **{f"INPUT.{name}.{key}": _SHARE for name in _MIXED for key in ("PROB", "START", "STOP")},
+    "INPUT.MOSAIC.ROTATION": numbers("[0, 180]"),
+    "INPUT.MOSAIC.TRANSLATION": _SHARE,
+    "INPUT.MOSAIC.SCALE": range_of(numbers("(0, inf)")),
+    "INPUT.MOSAIC.MIN_VISIBLE": _SHARE,
+    "INPUT.MIXUP.SHARE": range_of(numbers("(0, 1)")),
+    "INPUT.COPY_PASTE.OBJECTS": whole_numbers("[1, inf)"),
+    "INPUT.COPY_PASTE.MIN_AREA": _AT_LEAST_0,
+    "INPUT.COPY_PASTE.EXPAND": range_of(_AT_LEAST_0),
+    "INPUT.COPY_PASTE.SHARE": range_of(numbers("(0, 1)")),
+    "INPUT.SCALE_JITTER.RANGE": range_of(numbers("(0, inf)")),
+    "INPUT.SCALE_JITTER.SIZE": whole_numbers("[1, inf)"),
+}
 #: Rules for what a training depends on besides.
 TRAINING_RULES = {
     **OPTIMIZER_RULES,
@@ -69,6 +85,7 @@ TRAINING_RULES = {
     "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
     "INPUT.CROP.TYPE": one_of("relative", "relative_range", "absolute", "absolute_range"),
     "INPUT.CROP.SIZE": list_of(numbers("(0, inf)"), least=2),
+    **_AUGMENTATION_RULES,
     "DATALOADER.SAMPLER_TRAIN": one_of(*_SAMPLERS),
     "DATALOADER.REPEAT_THRESHOLD": numbers("[0, inf)"),
     "TEST.EVAL_PERIOD": whole_numbers("[0, inf)"),
@@ -91,6 +108,8 @@ def check_training_config(cfg: CfgNode) -> None:
 
 def _contradictions(cfg: CfgNode) -> Iterator[str]:
     yield from _sizes(cfg.INPUT)
+    for name in _MIXED:
+        yield from _mixed(cfg, name)
     solver = cfg.SOLVER
     if list(solver.STEPS) != sorted(set(solver.STEPS)):
         yield f"SOLVER.STEPS is {tuple(solver.STEPS)}, but must ascend"
@@ -132,4 +151,25 @@ def _sizes(node: CfgNode) -> Iterator[str]:
         yield (
             f"INPUT.CROP.SIZE is {node.CROP.SIZE}, but with CROP.TYPE {node.CROP.TYPE!r} must be "
             "shares of the image, at most 1"
+        )
+
+
+def _mixed(cfg: CfgNode, name: str) -> Iterator[str]:
+    """What images cannot be mixed with others by ``INPUT.<name>`` with."""
+    node = cfg.INPUT[name]
+    if not node.PROB:
+        return
+    if node.START >= node.STOP:
+        yield f"INPUT.{name}.START is {node.START}, but must be below STOP, {node.STOP}"
+    for key in ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"):
+        if cfg.MODEL[key]:
+            yield (
+                f"INPUT.{name}.PROB is {node.PROB}, but boxes alone are mixed, and MODEL.{key} is "
+                "True; set one of them to 0 or False"
+            )
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        yield (
+            f"INPUT.{name}.PROB is {node.PROB}, but takes others from all images, not from the "
+            "subset of DATALOADER.SAMPLER_TRAIN 'RandomSubsetTrainingSampler'; set PROB 0, or "
+            "train on a file of the subset"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, dataset_mapper, detection_utils
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from ..utils.box_fields import annotation_key
@@ -29,7 +30,21 @@ class ImageMapper(DatasetMapper):
     """Detectron2's mapper with images by ``read_image`` of this project, which it cannot be given.
 
     Its own method runs among other names, so that neither version of it has to be repeated here.
+    ``INPUT.SCALE_JITTER`` takes the place of the resizing by ``INPUT.MIN_SIZE_TRAIN``.
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        arguments = super().from_config(cfg, is_train)
+        node = cfg.INPUT.SCALE_JITTER
+        if is_train and node.ENABLED:
+            jitter = [
+                T.ResizeScale(*node.RANGE, node.SIZE, node.SIZE),
+                T.RandomCrop("absolute", (node.SIZE, node.SIZE)),
+            ]
+            resize = [type(x) for x in arguments["augmentations"]].index(T.ResizeShortestEdge)
+            arguments["augmentations"][resize : resize + 1] = jitter
+        return arguments
 
     __call__ = FunctionType(
         DatasetMapper.__call__.__code__,

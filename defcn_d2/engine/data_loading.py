@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.mapper import SKIPPED, ImageError, Record
+from ..data.mixing import Mixing
 from ..utils.detectron2_compat import training_sampler
 from ..utils.errors import UserError
 from .cluster.preemption import outlive_signals
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # What is drawn: its place in the stream of all processes, and the index of its record.
 Draw = tuple[int, int]
+# A draw with the share of the training that is done before its step.
+Order = tuple[int, int, float]
 # So many broken images in a row are no exception: the data are at fault, or the mapper.
 _MAX_TRIES = 10
 _FILES_SHOWN = 16
@@ -55,9 +58,10 @@ class TrainingLoader:
     """The batches of this process, one after the other, without end.
 
     Detectron2's samplers and its grouping by aspect ratio decide what is in a batch; how an image
-    is augmented depends on its place in the stream. So batch n is the same with any number of
-    workers, and after any number of interruptions. Before the first batch is taken, ``seed`` and
-    ``start``, the number of batches to leave out, can be set.
+    is augmented, and with which others it is mixed, depends on its place in the stream and on the
+    number of its step. So batch n is the same with any number of workers, and after any number of
+    interruptions. Before the first batch is taken, ``seed`` and ``start``, the number of batches to
+    leave out, can be set.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class TrainingLoader:
     ):
         """
         Args:
-            cfg: whose ``DATALOADER`` and ``SEED`` count.
+            cfg: whose ``DATALOADER``, ``SEED``, and for mixing ``INPUT`` and ``SOLVER`` count.
             records: in Detectron2's standard format.
             mapper: raises ``ImageError`` for what cannot be loaded.
             total_batch_size: of all processes.
@@ -79,6 +83,7 @@ class TrainingLoader:
         self.skipped = 0
         self._cfg = cfg
         self._mapper = mapper
+        self._mixing = Mixing.from_config(cfg)
         self._batch_size = total_batch_size // comm.get_world_size()
         self._is_wide = [
             cfg.DATALOADER.ASPECT_RATIO_GROUPING and record["width"] > record["height"]
@@ -88,13 +93,12 @@ class TrainingLoader:
         self._names_told: set[str] = set()
 
     def __iter__(self) -> Iterator[list[Record]]:
-        images = TrainingImages(
-            self._records, self._mapper, self.seed, self._cfg.DATALOADER.ON_ERROR == "skip"
-        )
-        drawn: deque[list[Draw]] = deque()  # what the workers have to do, or have done
+        skip = self._cfg.DATALOADER.ON_ERROR == "skip"
+        images = TrainingImages(self._records, self._mapper, self.seed, skip, self._mixing)
+        drawn: deque[list[Order]] = deque()  # what the workers have to do, or have done
         loader = DataLoader(
             images,
-            batch_sampler=_noting(islice(self._batches(), self.start, None), drawn),
+            batch_sampler=_noting(islice(self._orders(), self.start, None), drawn),
             num_workers=self._cfg.DATALOADER.NUM_WORKERS,
             collate_fn=list,
             worker_init_fn=outlive_signals,
@@ -110,8 +114,15 @@ class TrainingLoader:
                 raise LoaderError(worker[0], self._files_of(drawn)) from error
             raise
 
-    def _files_of(self, batches: Iterable[list[Draw]]) -> list[str]:
-        return [str(self._records[i].get("file_name", "?")) for batch in batches for _, i in batch]
+    def _files_of(self, batches: Iterable[list[Order]]) -> list[str]:
+        drawn = [self._records[i] for batch in batches for _, i, _ in batch]
+        return [str(record.get("file_name", "?")) for record in drawn]
+
+    def _orders(self) -> Iterator[list[Order]]:
+        solver = self._cfg.SOLVER
+        for number, batch in enumerate(self._batches()):
+            progress = number // solver.ACCUMULATE / solver.MAX_ITER
+            yield [(position, index, progress) for position, index in batch]
 
     def _batches(self) -> Iterator[list[Draw]]:
         rank, processes = comm.get_rank(), comm.get_world_size()
@@ -129,7 +140,7 @@ class TrainingLoader:
 
 
 class TrainingImages(Dataset):
-    """Images by their draw."""
+    """Images by their order."""
 
     def __init__(
         self,
@@ -137,23 +148,32 @@ class TrainingImages(Dataset):
         mapper: Callable[[Record], Record | None],
         seed: int,
         skip: bool,
+        mixing: Mixing | None = None,
     ):
         """
         Args:
             skip: broken images are replaced by others, which say so under ``SKIPPED``.
+            mixing: what images are mixed with others by.
         """
         self.records = records
         self.mapper = mapper
         self.seed = seed
         self.skip = skip
+        self.mixing = mixing
 
-    def __getitem__(self, draw: Draw) -> Record:
-        position, index = draw
-        with seeded_generators(self.seed, position):
-            return self._load(index)
-
-    def _load(self, index: int) -> Record:
+    def __getitem__(self, order: Order) -> Record:
+        position, index, progress = order
         problems: list[str] = []
+        with seeded_generators(self.seed, position):
+            image = self._load(index, problems)
+            if self.mixing is not None:
+                image = self.mixing(image, lambda: self._another(problems), progress)
+        return {**image, SKIPPED: problems} if problems else image
+
+    def _another(self, problems: list[str]) -> Record:
+        return self._load(random.randrange(len(self.records)), problems)
+
+    def _load(self, index: int, problems: list[str]) -> Record:
         for _ in range(_MAX_TRIES):
             try:
                 image = self.mapper(self.records[index])
@@ -163,7 +183,7 @@ class TrainingImages(Dataset):
                 image = None
                 problems.append(str(error))
             if image is not None:
-                return {**image, SKIPPED: problems} if problems else image
+                return image
             index = random.randrange(len(self.records))  # a mapper's None: another one, please
         last = f"; the last: {problems[-1]}" if problems else ""
         raise ImageError(f"{_MAX_TRIES} images in a row cannot be loaded{last}")
@@ -210,7 +230,7 @@ def build_sampler(cfg: CfgNode, records: Dataset, mapper: Callable, seed: int) -
         return training_sampler(cfg, records, mapper, seed)
 
 
-def _noting(batches: Iterable[list[Draw]], drawn: deque[list[Draw]]) -> Iterator[list[Draw]]:
+def _noting(batches: Iterable[list[Order]], drawn: deque[list[Order]]) -> Iterator[list[Order]]:
     for batch in batches:
         drawn.append(batch)
         yield batch

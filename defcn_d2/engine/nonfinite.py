@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..data.mixing import MIXED_WITH
 from ..utils.box_fields import box_fields
 from ..utils.files import replacing
 
@@ -46,7 +47,8 @@ class NonFiniteLoss(FloatingPointError):
                 f"the loss of another process became infinite or NaN at iteration "
                 f"{self.iteration}: see its log."
             )
-        files = [x.get("file_name", "?") for batch in self.batches for x in batch]
+        images = [x for batch in self.batches for x in batch]
+        files = [f for x in images for f in (x.get("file_name", "?"), *x.get(MIXED_WITH, ()))]
         return (
             f"the loss became infinite or NaN at iteration {self.iteration} ({bad}), with the "
             f"images {', '.join(map(repr, files))}; `python -m defcn_d2.engine.replay {self.dump}` "

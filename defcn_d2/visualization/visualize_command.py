@@ -27,6 +27,7 @@ from .mistakes import contact_sheet, errors_page, false_positives, missed_object
 from .page import Picture, array_png, figure_png, page_files, pictures_page, save
 from .score_page import score_pictures, score_table
 from .scores import draw_object_scores, draw_scores
+from .training_images import draw_training_images
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -87,6 +88,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="least score drawn, as of demo.py",
     )
     add("precision", "precision and recall by score, and the confusion of classes", evaluation)
+    command = add("training", "images as a training takes them, augmented, with their objects")
+    add_model_arguments(command)
+    command.add_argument("--iteration", type=int, default=0, help="of the first, %(default)s")
+    command.add_argument("--count", type=int, default=16, help="of images, %(default)s")
     command = add("curves", "metrics of one or several runs")
     command.add_argument("runs", nargs="+", type=Path, help="folders, or metrics.json files")
     return parser.parse_args(arguments)
@@ -183,6 +188,17 @@ def _precision(args: argparse.Namespace) -> None:
     _save(args, f"Scores on {dataset}", score_pictures(report, curves), score_table(report))
 
 
+def _training(args: argparse.Namespace) -> None:
+    _check_count("--count", args.count, 1)
+    cfg = load_config(args.config_file, overrides(args))
+    for dataset in cfg.DATASETS.TRAIN:
+        _check_outputs(args, input_files(args, cfg), dataset)
+    sheet = draw_training_images(cfg, args.iteration, args.count)
+    note = "Augmented and mixed as the config says; dashed: extra boxes."
+    title = f"Images of a training from iteration {args.iteration} on"
+    _save(args, "Images of a training", [Picture(title, note, array_png(sheet))])
+
+
 def _curves(args: argparse.Namespace) -> None:
     _check_outputs(args, args.runs)
     runs = load_runs(args.runs)
@@ -197,6 +213,7 @@ _COMMANDS = {
     "errors": _errors,
     "detections": _detections,
     "precision": _precision,
+    "training": _training,
     "curves": _curves,
 }
 

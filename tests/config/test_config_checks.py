@@ -47,6 +47,8 @@ SHARES = [-0.1, 1.1, math.nan]  # of [0, 1]
 FACTORS = [-1.0, math.nan, math.inf]  # of [0, inf)
 SIZE_RANGES = [[-1, 64], [64, 128], [128, 256], [256, 512]]
 WRONG_RANGES = [[1], [5, 1], [0, math.nan], ["0", "1"], 7]
+NO_RANGES = [0.5, (0.5,), (0.6, 0.4), (0.4, 0.5, 0.6), ("a", "b"), (0.5, math.nan)]
+MIXED = ("MOSAIC", "MIXUP", "COPY_PASTE")
 CRITERIA = {
     "CLS_WEIGHT": FACTORS,
     "REG_WEIGHT": FACTORS,
@@ -223,6 +225,18 @@ BAD_VALUES = {
     "INPUT.RANDOM_FLIP": ["both"],
     "INPUT.CROP.TYPE": ["half"],
     "INPUT.CROP.SIZE": [[0.5], [0.0, 1.0]],
+    **{f"INPUT.{name}.{key}": SHARES for name in MIXED for key in ("PROB", "START", "STOP")},
+    "INPUT.MOSAIC.ROTATION": [-1.0, 181.0],
+    "INPUT.MOSAIC.TRANSLATION": SHARES,
+    "INPUT.MOSAIC.SCALE": [(0.0, 1.0), *NO_RANGES],
+    "INPUT.MOSAIC.MIN_VISIBLE": SHARES,
+    "INPUT.MIXUP.SHARE": [(0.0, 0.5), (0.5, 1.0), *NO_RANGES],
+    "INPUT.COPY_PASTE.OBJECTS": [0, 1.5],
+    "INPUT.COPY_PASTE.MIN_AREA": FACTORS,
+    "INPUT.COPY_PASTE.EXPAND": [(-0.1, 0.5), *NO_RANGES],
+    "INPUT.COPY_PASTE.SHARE": [(0.5, 1.0), *NO_RANGES],
+    "INPUT.SCALE_JITTER.RANGE": [(0.0, 1.0), *NO_RANGES],
+    "INPUT.SCALE_JITTER.SIZE": [0, 10.5],
     "DATALOADER.SAMPLER_TRAIN": ["Sampler"],
     "DATALOADER.REPEAT_THRESHOLD": [-1.0],
     "TEST.EVAL_PERIOD": [-1],
@@ -524,6 +538,15 @@ TRAINING_CONTRADICTIONS = [
         {"SOLVER.OPTIMIZER": "SGD", "SOLVER.NESTEROV": True, "SOLVER.MOMENTUM": 0.0},
         "SOLVER.NESTEROV is True, but",
     ),
+    ({"INPUT.MIXUP.PROB": 0.5, "INPUT.MIXUP.START": 0.5}, "INPUT.MIXUP.START is 0.5, but must be"),
+    ({"INPUT.MOSAIC.PROB": 0.5, "MODEL.MASK_ON": True}, "MODEL.MASK_ON is True"),
+    (
+        {
+            "INPUT.COPY_PASTE.PROB": 0.5,
+            "DATALOADER.SAMPLER_TRAIN": "RandomSubsetTrainingSampler",
+        },
+        "INPUT.COPY_PASTE.PROB is 0.5, but takes others from all images",
+    ),
 ]
 
 
@@ -558,6 +581,7 @@ def test_keys_that_contradict_each_other_give_no_training(values: dict, sentence
         {"SOLVER.WEIGHT_DECAY_BIAS": None},
         {"INPUT.MIN_SIZE_TRAIN": (32, 64), "INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"},
         {**CROP, "INPUT.CROP.TYPE": "absolute", "INPUT.CROP.SIZE": [32, 32]},
+        {"INPUT.MOSAIC.START": 0.5, "MODEL.MASK_ON": True},  # PROB is 0
         {AUX + "NAME": "", DEFCN + "AUX.ENABLED": False},
         {**CENTERNESS, AUX + "FCOS.SIZE_RANGES": [[0, 1]]},  # of no effect with POTOAux
         {AUX + "NAME": "FCOS", DEFCN + "AUX.HEAD.NAME": "DeFCNHead"},

@@ -22,6 +22,7 @@ from PIL import Image
 
 from defcn_d2 import add_defcn_config
 from defcn_d2.data.mapper import SKIPPED, BlankWhereBroken, CheckedMapper, ImageError
+from defcn_d2.data.mixing import MIXED_WITH
 from defcn_d2.engine import data_loading
 from defcn_d2.engine.data_loading import (
     EvaluationLoader,
@@ -314,3 +315,67 @@ def test_evaluations_stop_or_take_a_black_image(records, workers, caplog):
     assert (black["width"], black["height"]) == SIZES[0] and "annotations" not in black
     told = [x.getMessage() for x in caplog.records if x.module == "data_loading"]
     assert broken[0]["file_name"] in told[0] and told[1].startswith("1 images")
+
+
+MIXED = {
+    f"INPUT__{name}__{key}": value
+    for name in ("MOSAIC", "MIXUP", "COPY_PASTE")
+    for key, value in (("PROB", 0.5), ("START", 0.25), ("STOP", 0.75))
+}
+MIXED |= {"SOLVER__MAX_ITER": 12, "INPUT__COPY_PASTE__MIN_AREA": 1.0}
+
+
+def assert_equal(batches, others):
+    for one, other in zip(batches, others, strict=True):
+        for x, y in zip(one, other, strict=True):
+            assert x["file_name"] == y["file_name"] and x.get(MIXED_WITH) == y.get(MIXED_WITH)
+            assert torch.equal(x["image"], y["image"])
+            assert torch.equal(x["instances"].gt_boxes.tensor, y["instances"].gt_boxes.tensor)
+            assert torch.equal(x["instances"].gt_classes, y["instances"].gt_classes)
+
+
+def test_mixed_images_do_not_depend_on_workers_nor_on_interruptions(records):
+    _, batches = take(loader(records, **MIXED), 12)
+    kinds = {len(x.get(MIXED_WITH, ())) for batch in batches for x in batch}
+    assert 0 in kinds and len(kinds) > 2
+    assert_equal(take(loader(records, **MIXED, DATALOADER__NUM_WORKERS=2), 12)[1], batches)
+    resumed = loader(records, **MIXED)
+    resumed.start = 5
+    assert_equal(take(resumed, 7)[1], batches[5:])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_mixing_starts_and_stops_by_step(records, accumulate):
+    """Before and after, the stream is that of a training without it; sizes are throughout."""
+    keys = {"SOLVER__ACCUMULATE": accumulate, "SOLVER__MAX_ITER": 12 // accumulate}
+    names, batches = take(loader(records, **{**MIXED, **keys}), 12)
+    plain_names, plain = take(loader(records), 12)
+    assert names == plain_names
+    start, stop = (4, 10) if accumulate == 2 else (3, 9)  # of 6 steps the second to the fifth
+    assert_equal(batches[:start] + batches[stop:], plain[:start] + plain[stop:])
+    mixed = [any(MIXED_WITH in x for x in batch) for batch in batches]
+    assert sum(mixed) >= 4 and not any(mixed[:start] + mixed[stop:])
+
+
+def test_processes_share_one_stream_of_mixed_images(records, monkeypatch):
+    keys = {**MIXED, "DATALOADER__ASPECT_RATIO_GROUPING": False}
+    _, whole = take(loader(records, **keys), 12)
+    monkeypatch.setattr(data_loading.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(data_loading.comm, "shared_random_seed", lambda: 1)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(data_loading.comm, "get_rank", partial(int, rank))
+        shares.append(take(loader(records, **keys), 12)[1])
+    assert_equal([a + b for a, b in zip(*shares)], whole)
+
+
+def test_broken_partners_are_skipped_and_counted(records, caplog):
+    broken = [damage(records[0], "truncated"), *records[1:]]
+    keys = {**MIXED, "INPUT__MOSAIC__PROB": 1.0, "INPUT__MOSAIC__START": 0.0}
+    with pytest.raises(ImageError, match="0.png"):
+        take(loader(broken, **keys), 8)
+    part = loader(broken, **keys, DATALOADER__ON_ERROR="skip")
+    _, batches = take(part, 8)
+    assert part.skipped > 4  # more often than it is drawn by itself
+    assert not any(SKIPPED in x for batch in batches for x in batch)
+    assert broken[0]["file_name"] in caplog.text

@@ -21,10 +21,12 @@ from tiny_data import CONFIG, TINY_MODEL, TINY_SETS, tiny_sets
 
 from defcn_d2.config.load import load_config
 from defcn_d2.data.readers import own_data
+from defcn_d2.engine import Trainer
 from defcn_d2.evaluation.judged import BACKGROUND, DUPLICATE, load_judged
 from defcn_d2.utils.errors import UserError
 from defcn_d2.visualization import example
 from defcn_d2.visualization.curves import draw_curves, load_runs
+from defcn_d2.visualization.training_images import _tile
 from defcn_d2.visualization.visualize_command import parse_arguments, run
 
 CHROMIUM = next(
@@ -210,6 +212,28 @@ def test_the_page_in_a_browser(results, tmp_path):
     assert f"<title>{number} true true true</title>" in result.stdout, result.stderr[-1000:]
 
 
+def test_images_of_a_training(tmp_path, capsys):
+    """Those that the loader gives from an iteration on; mixed ones say so."""
+    tiny_sets()
+    keys = ["INPUT.MOSAIC.PROB", "1.0", "INPUT.MOSAIC.START", "0.5", "INPUT.MOSAIC.STOP", "1.0"]
+    model = ["--config-file", CONFIG, "--opts", *OPTS, *keys]
+    for iteration in ("0", "2"):
+        folder = tmp_path / iteration
+        options = ["--iteration", iteration, "--count", "5", "--output", str(folder)]
+        assert run(["training", *options, *model]) == 0
+        assert len(Page(folder / "training.html").pictures) == 1
+    plain, mosaics = (np.asarray(Image.open(tmp_path / x / "training.png")) for x in "02")
+    assert plain.shape == mosaics.shape and not np.array_equal(plain, mosaics)
+    loader = Trainer.build_train_loader(load_config(CONFIG, [*OPTS, *keys]))
+    loader.start = 2
+    first = next(iter(loader))[0]
+    tile = _tile(first, "BGR", [str(i) for i in range(7)])
+    assert len(first["mixed_with"]) == 3
+    assert np.array_equal(mosaics[30:90, :60], tile[30:90, :60])  # where no name of a class is
+    assert run(["training", "--iteration", "4", "--output", str(tmp_path / "out"), *model]) == 1
+    assert "--iteration is 4: give 0 to 3" in capsys.readouterr().err
+
+
 def test_curves_of_runs(tmp_path):
     for name, factor in (("a", 1), ("b", 2)):
         rows = [{"iteration": i, "total_loss": factor / (i + 1), "lr": 0.1} for i in range(20)]
@@ -321,7 +345,9 @@ def test_commands_of_the_docs_are_understood():
         words = [word for word in line.split() if word != "$MODEL"]
         commands.append(words[0])
         parse_arguments([*words, *(model if "$MODEL" in line else [])])
-    assert commands == ["assignment", "scores", "duplicates", "errors", "precision", "curves"]
+    assert commands == [
+        *("assignment", "scores", "duplicates", "errors", "precision", "training", "curves")
+    ]
 
 
 @pytest.mark.parametrize("command", ["duplicates", "errors", "precision"])

@@ -24,6 +24,11 @@ NUM_IMAGES = 10
 SIDE = 64
 # Of the weights' changes in a training, relative to the largest of a tensor; and of detections.
 TOLERANCE = 1e-5
+MIXING = {
+    f"INPUT.{name}.{key}": value
+    for name in ("MOSAIC", "MIXUP", "COPY_PASTE")
+    for key, value in (("PROB", 0.5), ("STOP", 0.75))
+}
 
 
 class DoubleTrainer(Trainer):
@@ -97,6 +102,7 @@ def train(folder: Path, data: dict[str, str], resume: bool = False) -> dict[str,
         "TEST.EVAL_PERIOD": 0,
         "TEST.WITH_NMS": True,
         "SEED": 1,
+        **MIXING,
     }
     opts = [str(x) for x in itertools.chain.from_iterable(keys.items())]
     torch.manual_seed(0)
