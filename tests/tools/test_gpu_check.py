@@ -148,10 +148,19 @@ def test_folder_of_another_machine(check: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_folder_that_cannot_be_used(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text("{ broken")
-    for output in (tmp_path, tmp_path / "results.json"):
-        with pytest.raises(SystemExit, match="error: --output .*; give another folder"):
-            runner.Check(output, {})
+    for text in ("{ broken", "{}", "[]"):
+        (tmp_path / "results.json").write_text(text)
+        for output in (tmp_path, tmp_path / "results.json"):
+            with pytest.raises(
+                SystemExit, match="error: --output .* holds no check .*another folder"
+            ):
+                runner.Check(output, {})
+
+
+def test_machine_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "PATIENCE", 0)
+    with pytest.raises(SystemExit, match="^error: --device cuda: PyTorch does not answer within 0"):
+        gpu_check.machine("cuda")
 
 
 @pytest.mark.parametrize(
@@ -283,6 +292,11 @@ def test_environment_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", missing)
     assert environment.driver() == "unknown"
+
+
+def test_numbers_of_tables() -> None:
+    (first, second) = report.tables("text\n\n| a |\n|---|\n| 1e3 |\n| nan |\n\n| b |\n|:-:|\n| x |")
+    assert first == [{"a": 1000.0}, {"a": "nan"}] and second == [{"b": "x"}]
 
 
 def test_page_has_a_place_for_the_report() -> None:

@@ -45,18 +45,20 @@ class Check:
         self.results: dict[str, dict[str, Any]] = {}
         try:
             output.mkdir(parents=True, exist_ok=True)
-            before = json.loads(self.path.read_text()) if self.path.exists() else None
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"error: --output {output}: {error}; give another folder") from None
-        if before is not None:
-            theirs = before["environment"]
-            for key in environment.keys() | theirs.keys():
-                if environment.get(key) != theirs.get(key):
-                    raise SystemExit(
-                        f"error: --output {output} holds a check with {key} {theirs.get(key)!r}, "
-                        f"here it is {environment.get(key)!r}; give another folder"
-                    )
-            self.results = before["parts"]
+            if not self.path.exists():
+                return
+            before = json.loads(self.path.read_text())
+            theirs, self.results = before["environment"], before["parts"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SystemExit(
+                f"error: --output {output} holds no check ({error!r}); give another folder"
+            ) from None
+        for key in environment.keys() | theirs.keys():
+            if environment.get(key) != theirs.get(key):
+                raise SystemExit(
+                    f"error: --output {output} holds a check with {key} {theirs.get(key)!r}, "
+                    f"here it is {environment.get(key)!r}; give another folder"
+                )
 
     def run(self, parts: Sequence[Part], seconds: float, again: bool) -> bool:
         """Run parts and report; returns whether none of them has failed.
