@@ -91,7 +91,7 @@ def machine(device: str) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         raise SystemExit(
-            f"error: --device {device}: PyTorch does not answer within {PATIENCE} s; does nvidia-smi?"
+            f"error: --device {device}: no answer from PyTorch in {PATIENCE} s; see nvidia-smi"
         ) from None
     if done.returncode:
         raise SystemExit(f"error: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")

@@ -42,6 +42,7 @@ GPU_ONLY = part("gpu_only", "pass", on_cpu=False)
 def check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs the command with some parts; gives the exit status and the entries of the JSON."""
     monkeypatch.setattr(gpu_check, "machine", lambda device: {"device": device, "torch": "2.15"})
+    monkeypatch.setattr(gpu_check.signal, "signal", lambda *_: None)  # pytest has its own
 
     def run(*parts: Part, options: tuple[str, ...] = ()) -> tuple[int, dict[str, dict]]:
         monkeypatch.setattr(gpu_check, "PARTS", parts)
@@ -151,15 +152,13 @@ def test_folder_that_cannot_be_used(tmp_path: Path) -> None:
     for text in ("{ broken", "{}", "[]"):
         (tmp_path / "results.json").write_text(text)
         for output in (tmp_path, tmp_path / "results.json"):
-            with pytest.raises(
-                SystemExit, match="error: --output .* holds no check .*another folder"
-            ):
+            with pytest.raises(SystemExit, match="error: --output .* holds no check .*"):
                 runner.Check(output, {})
 
 
 def test_machine_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "PATIENCE", 0)
-    with pytest.raises(SystemExit, match="^error: --device cuda: PyTorch does not answer within 0"):
+    with pytest.raises(SystemExit, match="^error: --device cuda: no answer from PyTorch in 0 s"):
         gpu_check.machine("cuda")
 
 
