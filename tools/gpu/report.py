@@ -15,7 +15,7 @@ MARKERS = ("<!-- gpu-check:begin -->", "<!-- gpu-check:end -->")
 def report(
     environment: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], folder: Path
 ) -> str:
-    """What ``report.md`` holds: the machine, the parts, and the tables that they have left.
+    """The content of ``report.md``: the machine, the parts, and the tables that they have left.
 
     Args:
         results: see ``runner.Check``.

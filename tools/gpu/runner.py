@@ -19,6 +19,7 @@ from gpu.report import report, tables
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 4000  # characters of a part's output that the JSON has
 PATIENCE = 4  # a CPU may take so many times a part's limit
+LEAST = 20  # seconds that have to be left for a part to begin
 FAILED = ("failed", "timed out")
 
 
@@ -89,10 +90,10 @@ class Check:
         )
         if not command:
             return result("skipped", reason="needs a CUDA device")
-        if seconds_left <= 0:
+        limit: float = part.limit * (1 if self.environment["device"] == "cuda" else PATIENCE)
+        if seconds_left < min(limit, LEAST):
             return result("skipped", reason="the time of the whole check is over; start it again")
-        patience = 1 if self.environment["device"] == "cuda" else PATIENCE
-        limit = min(part.limit * patience, seconds_left)
+        limit = min(limit, seconds_left)
         figures.unlink(missing_ok=True)
         log = self.output / f"{part.name}.log"
         print(f"{part.name}: {part.what}; at most {limit:.0f} s, {log}", flush=True)
