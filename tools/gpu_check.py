@@ -29,6 +29,8 @@ from gpu.parts import PARTS, Part  # noqa: E402
 from gpu.report import MARKERS, PAGE  # noqa: E402
 from gpu.runner import Check, write  # noqa: E402
 
+PATIENCE = 120  # seconds for PyTorch to tell what device there is
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = chosen(arguments.only)
     if arguments.update_docs and arguments.device == "cpu":
         raise SystemExit("error: --update-docs takes figures of a GPU: leave out --device cpu")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the part that is running, too
+    for number in (signal.SIGTERM, signal.SIGINT):  # end the part that is running, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     check = Check(arguments.output.resolve(), machine(arguments.device))
     good = check.run(parts, 60 * arguments.minutes, again=bool(arguments.only))
     print(f"{check.path} and {check.output / 'report.md'}")
@@ -81,10 +84,15 @@ def machine(device: str) -> dict[str, Any]:
     """See ``environment.py``.
 
     Raises:
-        SystemExit: there is no such device.
+        SystemExit: there is no such device, or nothing can be known of it.
     """
     command = [sys.executable, "-W", "ignore", str(HERE.parent / "gpu" / "environment.py"), device]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(
+            f"error: --device {device}: no answer from PyTorch in {PATIENCE} s; see nvidia-smi"
+        ) from None
     if done.returncode:
         raise SystemExit(f"error: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])

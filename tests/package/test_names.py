@@ -20,7 +20,7 @@ FILES = [
     for path in sorted(ROOT.glob(pattern))
 ]
 #: Folders that name configs and matchers because each is a case of what they measure or try.
-NAMED_CASES = ("tools/study", "tools/benchmarks", "tools/trust")
+NAMED_CASES = ("tools/study", "tools/benchmarks", "tools/gpu", "tools/trust")
 
 
 def components() -> dict[str, Path]:

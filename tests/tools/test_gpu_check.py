@@ -42,6 +42,7 @@ GPU_ONLY = part("gpu_only", "pass", on_cpu=False)
 def check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs the command with some parts; gives the exit status and the entries of the JSON."""
     monkeypatch.setattr(gpu_check, "machine", lambda device: {"device": device, "torch": "2.15"})
+    monkeypatch.setattr(gpu_check.signal, "signal", lambda *_: None)  # pytest has its own
 
     def run(*parts: Part, options: tuple[str, ...] = ()) -> tuple[int, dict[str, dict]]:
         monkeypatch.setattr(gpu_check, "PARTS", parts)
@@ -148,10 +149,17 @@ def test_folder_of_another_machine(check: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_folder_that_cannot_be_used(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text("{ broken")
-    for output in (tmp_path, tmp_path / "results.json"):
-        with pytest.raises(SystemExit, match="error: --output .*; give another folder"):
-            runner.Check(output, {})
+    for text in ("{ broken", "{}", "[]"):
+        (tmp_path / "results.json").write_text(text)
+        for output in (tmp_path, tmp_path / "results.json"):
+            with pytest.raises(SystemExit, match="error: --output .* holds no check .*"):
+                runner.Check(output, {})
+
+
+def test_machine_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "PATIENCE", 0)
+    with pytest.raises(SystemExit, match="^error: --device cuda: no answer from PyTorch in 0 s"):
+        gpu_check.machine("cuda")
 
 
 @pytest.mark.parametrize(
@@ -283,6 +291,11 @@ def test_environment_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", missing)
     assert environment.driver() == "unknown"
+
+
+def test_numbers_of_tables() -> None:
+    (first, second) = report.tables("text\n\n| a |\n|---|\n| 1e3 |\n| nan |\n\n| b |\n|:-:|\n| x |")
+    assert first == [{"a": 1000.0}, {"a": "nan"}] and second == [{"b": "x"}]
 
 
 def test_page_has_a_place_for_the_report() -> None:

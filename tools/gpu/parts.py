@@ -59,15 +59,15 @@ PARTS = (
     ),
     Part(
         "tests",
-        "all tests that name CUDA",
+        "the tests that name CUDA",
         120,
-        "-m pytest tests -q -k cuda -p no:cacheprovider",
+        "-m pytest tests/ops tests/engine tests/modeling -q -k cuda -p no:cacheprovider",
         "-m pytest tests/ops/test_ops_cuda.py -q -k cpu -p no:cacheprovider",
     ),
     _benchmark(
         "determinism",
         "operators: 100 runs, and against the CPU",
-        40,
+        60,
         *("determinism", REAL, f"{SMALL} --runs 3"),
     ),
     _benchmark(
@@ -121,7 +121,7 @@ PARTS = (
         "inference",
         "inference against Detectron2's detectors",
         60,
-        *("inference", REAL, f"{SMALL} --rounds 2 --end-to-end-rounds 0"),
+        *("inference", REAL, "--image 256 320 --rounds 2 --end-to-end-rounds 0"),
     ),
     _benchmark(
         "matching",

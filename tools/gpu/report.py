@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ MARKERS = ("<!-- gpu-check:begin -->", "<!-- gpu-check:end -->")
 def report(
     environment: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], folder: Path
 ) -> str:
-    """What ``report.md`` holds: the machine, the parts, and the tables that they have left.
+    """The content of ``report.md``: the machine, the parts, and the tables that they have left.
 
     Args:
         results: see ``runner.Check``.
@@ -50,6 +51,7 @@ def tables(text: str) -> list[list[dict[str, str | float]]]:
 
 def _value(cell: str) -> str | float:
     try:
-        return float(cell)
+        number = float(cell)
     except ValueError:
         return cell
+    return number if math.isfinite(number) else cell  # JSON has no NaN

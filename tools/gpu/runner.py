@@ -19,6 +19,7 @@ from gpu.report import report, tables
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 4000  # characters of a part's output that the JSON has
 PATIENCE = 4  # a CPU may take so many times a part's limit
+LEAST = 20  # seconds that have to be left for a part to begin
 FAILED = ("failed", "timed out")
 
 
@@ -45,18 +46,20 @@ class Check:
         self.results: dict[str, dict[str, Any]] = {}
         try:
             output.mkdir(parents=True, exist_ok=True)
-            before = json.loads(self.path.read_text()) if self.path.exists() else None
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"error: --output {output}: {error}; give another folder") from None
-        if before is not None:
-            theirs = before["environment"]
-            for key in environment.keys() | theirs.keys():
-                if environment.get(key) != theirs.get(key):
-                    raise SystemExit(
-                        f"error: --output {output} holds a check with {key} {theirs.get(key)!r}, "
-                        f"here it is {environment.get(key)!r}; give another folder"
-                    )
-            self.results = before["parts"]
+            if not self.path.exists():
+                return
+            before = json.loads(self.path.read_text())
+            theirs, self.results = before["environment"], before["parts"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SystemExit(
+                f"error: --output {output} holds no check ({error!r}); give another folder"
+            ) from None
+        for key in environment.keys() | theirs.keys():
+            if environment.get(key) != theirs.get(key):
+                raise SystemExit(
+                    f"error: --output {output} holds a check with {key} {theirs.get(key)!r}, "
+                    f"here it is {environment.get(key)!r}; give another folder"
+                )
 
     def run(self, parts: Sequence[Part], seconds: float, again: bool) -> bool:
         """Run parts and report; returns whether none of them has failed.
@@ -87,10 +90,10 @@ class Check:
         )
         if not command:
             return result("skipped", reason="needs a CUDA device")
-        if seconds_left <= 0:
+        limit: float = part.limit * (1 if self.environment["device"] == "cuda" else PATIENCE)
+        if seconds_left < min(limit, LEAST):
             return result("skipped", reason="the time of the whole check is over; start it again")
-        patience = 1 if self.environment["device"] == "cuda" else PATIENCE
-        limit = min(part.limit * patience, seconds_left)
+        limit = min(limit, seconds_left)
         figures.unlink(missing_ok=True)
         log = self.output / f"{part.name}.log"
         print(f"{part.name}: {part.what}; at most {limit:.0f} s, {log}", flush=True)
