@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> str:
         SystemExit: an option is out of range.
     """
     of_groups = [name for group in GROUPS.values() for name in (*group.ours, *group.others)]
-    options = {"groups": GROUPS, "runtimes": RUNTIMES, "detectors": dict.fromkeys(of_groups)}
+    options: dict[str, Iterable[str]] = {"groups": GROUPS, "runtimes": RUNTIMES}
+    options["detectors"] = dict.fromkeys(of_groups)
     for option, known in options.items():
         for name in getattr(arguments, option) or ():
             if name not in known:
@@ -118,10 +119,10 @@ def _table(group: Group, sides: tuple[int, int], arguments: argparse.Namespace) 
         else:
             of_peer = of_others(peer, runtimes, clock)
         rows |= {(name, runtime): row for runtime, row in of_peer.items()}
-    calls = {key: row.call for key, row in rows.items()}
-    endings = {(*key, ""): row.ending for key, row in rows.items() if row.ending}
+    calls: dict[Any, Callable[[], Any]] = {key: row.call for key, row in rows.items()}
+    calls |= {(*key, ""): row.ending for key, row in rows.items() if row.ending}
     timer = functools.partial(_seconds, clock=clock)
-    samples: dict[Any, Sample] = interleave(calls | endings, arguments.rounds, timer)
+    samples = interleave(calls, arguments.rounds, timer)
     base = next((name for name in group.others if (name, PYTORCH) in samples), None)
     header = ["detector", "runtime", "ms", "PyTorch takes", "after the head"]
     header += [f"{base} takes"] if base else []
@@ -137,8 +138,9 @@ def _cells(key: Any, row: Row, samples: dict[Any, Sample], base: str | None) -> 
     cells.append(f"{ratio(eager, sample):.2f}x" if eager else "-")
     cells.append(f"{100 * ratio(after, sample):.1f} %" if after else "-")
     if base:
-        theirs = samples.get((base, runtime)) or samples[base, PYTORCH]
-        cells.append(f"{ratio(theirs, sample):.2f}x")
+        same = (base, runtime) in samples
+        theirs = samples[base, runtime if same else PYTORCH]
+        cells.append(f"{ratio(theirs, sample):.2f}x" + ("" if same else f" ({PYTORCH})"))
     return cells
 
 

@@ -82,9 +82,21 @@ def build(name: str, image: Tensor) -> Peer:
     return peer
 
 
-def deployed(peer: Peer) -> DeployedDetector:
-    """One of ours for export, with 100 detections an image."""
-    return DeployedDetector(peer.model, topk=100)
+class OneSize(DeployedDetector):
+    """One of ours for export, with 100 detections of an image whose size is fixed.
+
+    Options of the runtimes do the same to the graph of any size that the command writes.
+    """
+
+    def __init__(self, peer: Peer, image: Tensor):
+        super().__init__(peer.model, topk=100)
+        self.image = image[None]
+
+    def example(self) -> Tensor:
+        return self.image
+
+    def dynamic_shapes(self) -> Any:
+        return None
 
 
 class Ending(nn.Module):

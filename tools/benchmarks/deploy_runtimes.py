@@ -56,7 +56,7 @@ def of_ours(
 ) -> dict[str, Row]:
     """A detector of this project and its exports, which give the same before they are timed."""
     image = images[0][None]
-    detector = deploy_models.deployed(peer)
+    detector = deploy_models.OneSize(peer, images[0])
     with torch.no_grad():
         scores = detector(image)[1]
     rows = {}
@@ -112,7 +112,9 @@ def _traced(model: Any, names: Iterable[str], inputs: Iterable[Any]) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            *(model, tuple(inputs), buffer),
+            model,
+            tuple(inputs),
+            buffer,  # type: ignore[arg-type]  of a file, too, as its documentation says
             dynamo=False,
             opset_version=artifacts.OPSET,
             input_names=list(names),

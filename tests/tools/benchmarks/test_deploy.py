@@ -66,7 +66,7 @@ def test_equal_numbers_of_candidates() -> None:
 
 def test_an_export_that_gives_other_scores_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     peer, images = deploy_models.build("POTO", make_image()), [make_image()]
-    detector, off = deploy_models.deployed(peer), 0.0
+    detector, off = deploy_models.OneSize(peer, images[0]), 0.0
 
     def wrong(images: torch.Tensor) -> list[torch.Tensor]:
         boxes, scores, classes = detector(images)
