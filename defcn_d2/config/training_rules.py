@@ -89,6 +89,7 @@ TRAINING_RULES = {
     "TEST.EVAL_PERIOD": whole_numbers("[0, inf)"),
     "TEST.PRECISE_BN.NUM_ITER": whole_numbers("[1, inf)"),
     "VIS_PERIOD": whole_numbers("[0, inf)"),
+    "LOG.WRITERS": list_of(one_of("tensorboard", "wandb", "mlflow"), least=0),
 }
 
 
@@ -119,6 +120,11 @@ def _contradictions(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"SOLVER.CHECKPOINT_BEST is {solver.CHECKPOINT_BEST!r}, but nothing is evaluated "
             "during the training; set TEST.EVAL_PERIOD and DATASETS.TEST, or CHECKPOINT_BEST to ''"
+        )
+    if cfg.VIS_PERIOD and cfg.MODEL.META_ARCHITECTURE == "DeFCN" and not cfg.DATASETS.TEST:
+        yield (
+            f"VIS_PERIOD is {cfg.VIS_PERIOD}, but there are no images to draw detections in; set "
+            "DATASETS.TEST, or VIS_PERIOD 0"
         )
     if cfg.MODEL.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
         yield (
