@@ -153,6 +153,12 @@ def _add_training_config(cfg: CN) -> None:
     # Metric, such as "bbox/AP", whose best checkpoint is kept as model_best.pth; "": none.
     cfg.SOLVER.CHECKPOINT_BEST = ""
     _add_test_config(cfg)
+    # Where figures go beside the terminal and metrics.json, pictures of VIS_PERIOD as well:
+    # "tensorboard" where it is installed, "wandb", "mlflow" (packages to install, offline).
+    cfg.LOG = CN()
+    cfg.LOG.WRITERS = ["tensorboard"]
+    # Project, or experiment, of their runs, which are named as the folder OUTPUT_DIR.
+    cfg.LOG.PROJECT = "defcn_d2"
     # Let MODEL.WEIGHTS, a .pkl file, hold more than arrays: reading it may run its author's code.
     cfg.MODEL.WEIGHTS_MAY_RUN_CODE = False
 

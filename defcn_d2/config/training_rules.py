@@ -92,6 +92,7 @@ TRAINING_RULES = {
     "TEST.EARLY_STOPPING.PATIENCE": whole_numbers("[0, inf)"),
     "TEST.PRECISE_BN.NUM_ITER": whole_numbers("[1, inf)"),
     "VIS_PERIOD": whole_numbers("[0, inf)"),
+    "LOG.WRITERS": list_of(one_of("tensorboard", "wandb", "mlflow"), least=0),
 }
 
 
@@ -128,6 +129,11 @@ def _contradictions(cfg: CfgNode) -> Iterator[str]:
             f"TEST.EARLY_STOPPING.PATIENCE is {cfg.TEST.EARLY_STOPPING.PATIENCE}, but "
             "SOLVER.CHECKPOINT_BEST is '', so nothing says what is better; set it, as 'bbox/AP' "
             "or '-val_loss'"
+        )
+    if cfg.VIS_PERIOD and cfg.MODEL.META_ARCHITECTURE == "DeFCN" and not cfg.DATASETS.TEST:
+        yield (
+            f"VIS_PERIOD is {cfg.VIS_PERIOD}, but there are no images to draw detections in; set "
+            "DATASETS.TEST, or VIS_PERIOD 0"
         )
     if cfg.MODEL.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
         yield (

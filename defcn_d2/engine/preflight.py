@@ -23,6 +23,7 @@ from .datasets import check_classes, check_names
 from .evaluators import check_backend, evaluator_type, metric_names
 from .mixed_precision import check_precision
 from .resuming import check_settings, optimizer_settings, settings_of
+from .writers import check_packages
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = No
     _check_values(cfg, args.eval_only)
     if not args.eval_only:
         _check_batch(cfg, max(1, processes))
+        check_packages(cfg.LOG.WRITERS)
         check_precision(cfg, "cuda" if uses_gpu(cfg, args) else "cpu")
     with as_user_error(DatasetError, "{}"):  # last, as large files take their time
         splits = ["VAL"] if args.eval_only else list(SPLITS)
@@ -67,12 +69,6 @@ def warn_of_idle_keys(cfg: CfgNode) -> None:
         logger.warning(
             "TEST.AUG.ENABLED True does nothing, as there is no test-time augmentation; "
             "set it False"
-        )
-    if cfg.VIS_PERIOD and cfg.MODEL.META_ARCHITECTURE == "DeFCN":
-        logger.warning(
-            "VIS_PERIOD %d does nothing, as DeFCN draws nothing while it trains; set it to 0, and "
-            "see defcn-visualize for pictures",
-            cfg.VIS_PERIOD,
         )
 
 

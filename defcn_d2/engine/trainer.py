@@ -45,9 +45,11 @@ from .hooks import EmptyBoxes, Progress, TrainingTime
 from .mixed_precision import build_step_trainer
 from .nonfinite import NonFiniteLoss, write_dump
 from .optimizer import build_optimizer
+from .pictures import DetectionPictures
 from .resuming import SETTINGS_KEY, check_settings, optimizer_settings
 from .seeds import StepSeeds, seed_of_run
 from .throughput import MetricPrinter, Throughput
+from .writers import TRACKERS, ForgetPictures, check_packages
 
 logger = logging.getLogger(__name__)
 
@@ -153,10 +155,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         records = load_records(cfg, [dataset_name], filter_empty=False)
-        mapper: Any = CheckedMapper.from_config(cfg, False, ground_truth=cfg.TEST.LOSS)
-        if cfg.DATALOADER.ON_ERROR == "skip":
-            mapper = BlankWhereBroken(mapper, len(cfg.MODEL.PIXEL_MEAN))
-        return EvaluationLoader(records, mapper, cfg.DATALOADER.NUM_WORKERS)
+        return EvaluationLoader(records, _test_mapper(cfg), cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -188,15 +187,20 @@ class Trainer(DefaultTrainer):
         i = next(i for i, x in enumerate(theirs) if type(x) is EvalHook)
         early = [] if self.early_stopping is None else [self.early_stopping]
         theirs[i : i + 1] = [Stops(self._save_and_stop), evaluation, *early]
+        if self.cfg.VIS_PERIOD and self.cfg.MODEL.META_ARCHITECTURE == "DeFCN":
+            theirs.insert(i + 2, DetectionPictures(self.cfg, _test_mapper(self.cfg)))
         if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
             # metrics.json gets the last value alone of what is given between two lines
             write_every(theirs[-1], self.cfg.TEST.EVAL_PERIOD)
         return [*own, *theirs]
 
+    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+        """A block with the averaged weights, if any, in the model; all processes enter it."""
+        return self.ema.weights_in_model() if self.ema is not None else contextlib.nullcontext()
+
     def _evaluate(self) -> OrderedDict:
-        averaged = self.ema.weights_in_model() if self.ema is not None else contextlib.nullcontext()
         try:
-            with self.preemption.preempted_at_once(), averaged:
+            with self.preemption.preempted_at_once(), self.evaluated_weights():
                 self._last_eval_results = self.test(self.cfg, self.model)
         except Preempted:
             if self.iter < self.max_iter - 1:
@@ -232,15 +236,19 @@ class Trainer(DefaultTrainer):
         return results
 
     def build_writers(self) -> list[EventWriter]:
-        """Terminal, metrics.json, and TensorBoard where it is installed."""
+        """Terminal, metrics.json, and what ``LOG.WRITERS`` names; TensorBoard where installed."""
+        names = self.cfg.LOG.WRITERS
+        check_packages(names)
         folder = self.cfg.OUTPUT_DIR
         PathManager.mkdirs(folder)
         metrics = os.path.join(folder, "metrics.json")
         end_last_line(metrics)
         writers: list[EventWriter] = [MetricPrinter(self.max_iter), JSONWriter(metrics)]
-        if importlib.util.find_spec("tensorboard"):
-            writers.append(TensorboardXWriter(folder))
-        return writers
+        trackers = [TRACKERS[name] for name in names if name in TRACKERS]
+        writers += [tracker(self.cfg, lambda: self.checkpointer.resumed) for tracker in trackers]
+        if "tensorboard" in names and importlib.util.find_spec("tensorboard"):
+            return [*writers, TensorboardXWriter(folder)]  # last, as it clears the pictures
+        return [*writers, ForgetPictures()]
 
     def after_train(self) -> None:
         # a finished run that is resumed makes no step, but counts one
@@ -299,6 +307,13 @@ def distributed(model: nn.Module) -> nn.Module:
     if next(model.parameters()).is_cuda:
         return create_ddp_model(model, broadcast_buffers=False)
     return create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+
+
+def _test_mapper(cfg: CfgNode) -> Any:
+    mapper = CheckedMapper.from_config(cfg, False, ground_truth=cfg.TEST.LOSS)
+    if cfg.DATALOADER.ON_ERROR == "skip":
+        return BlankWhereBroken(mapper, len(cfg.MODEL.PIXEL_MEAN))
+    return mapper
 
 
 def end_last_line(path: str) -> None:

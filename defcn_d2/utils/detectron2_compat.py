@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import Tensor, distributed
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -21,6 +22,7 @@ __all__ = [
     "create_local_groups",
     "data_loader_of",
     "gloo_group",
+    "images_of_storage",
     "is_operator",
     "keep_graph_buffers",
     "redispatched_below_autograd",
@@ -61,6 +63,11 @@ def data_loader_of(trainer: Any) -> Iterable:
 def write_every(hook: PeriodicWriter, period: int) -> None:
     """Have metrics written every ``period`` steps, where that is more often than by default."""
     hook._period = min(hook._period, period)
+
+
+def images_of_storage(storage: EventStorage) -> list[tuple[str, Any, int]]:
+    """Name, pixels (3, H, W) and iteration of the images that no writer has cleared yet."""
+    return storage._vis_data
 
 
 def averaged_in_place(targets: list[Tensor], others: list[Tensor], weight: float) -> None:

@@ -243,6 +243,7 @@ BAD_VALUES = {
     "TEST.EARLY_STOPPING.PATIENCE": [-1],
     "TEST.PRECISE_BN.NUM_ITER": [0],
     "VIS_PERIOD": [-1],
+    "LOG.WRITERS": ["wandb", ["wandbb"], [1]],
 }
 RULES = {**EVALUATION_RULES, **TRAINING_RULES, **MODEL_RULES}
 # Of arguments that all heads share.
@@ -538,6 +539,7 @@ TRAINING_CONTRADICTIONS = [
         {"SOLVER.OPTIMIZER": "SGD", "SOLVER.NESTEROV": True, "SOLVER.MOMENTUM": 0.0},
         "SOLVER.NESTEROV is True, but",
     ),
+    ({"VIS_PERIOD": 20, "DATASETS.TEST": ()}, "VIS_PERIOD is 20, but there are no images"),
     ({"INPUT.MIXUP.PROB": 0.5, "INPUT.MIXUP.START": 0.5}, "INPUT.MIXUP.START is 0.5, but must be"),
     ({"INPUT.MOSAIC.PROB": 0.5, "MODEL.MASK_ON": True}, "MODEL.MASK_ON is True"),
     (
