@@ -82,6 +82,35 @@ def test_a_part_that_hangs_ends_with_all_that_it_has_started(
     assert_gone(int(found["hangs"]["output"]))
 
 
+def test_what_a_part_has_started_has_time_to_end(
+    check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As torchrun, which ends its workers: they are in sessions of their own."""
+    monkeypatch.setattr(runner, "PATIENCE", 1)
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text(
+        "import pathlib, signal, time\n"
+        "def end(*_):\n"
+        "    time.sleep(0.5)\n"
+        "    pathlib.Path(__file__).with_name('ended').touch()\n"
+        "    raise SystemExit\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "time.sleep(60)\n"
+    )
+    code = f"import subprocess, sys; subprocess.run([sys.executable, {str(launcher)!r}])"
+    assert check(part("starts", code, limit=2))[1]["starts"]["status"] == "timed out"
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_part_that_ignores_its_end_is_killed(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "PATIENCE", 1)
+    monkeypatch.setattr(runner, "GRACE", 0.1)
+    code = "import os, signal, time; signal.signal(15, lambda *_: None); print(os.getpid()); "
+    found = check(part("deaf", f"{code}[time.sleep(1) for _ in range(60)]", limit=1))[1]
+    assert found["deaf"]["status"] == "timed out"
+    assert_gone(int(found["deaf"]["output"]))
+
+
 def assert_gone(pid: int) -> None:
     for _ in range(100):
         state = Path(f"/proc/{pid}/stat")

@@ -19,6 +19,7 @@ from gpu.report import report, tables
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 4000  # characters of a part's output that the JSON has
 PATIENCE = 4  # a CPU may take so many times a part's limit
+GRACE = 40  # seconds to end in; torchrun kills its own after 30
 LEAST = 20  # seconds that have to be left for a part to begin
 FAILED = ("failed", "timed out")
 
@@ -150,10 +151,33 @@ def run_limited(command: list[str], log: Path, limit: float) -> int | None:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it
-                process.wait(10)
+            end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and all of its group, politely first where it is still running.
+
+    torchrun's workers are no part of the group: it ends them when it is told to end.
+    """
+    if process.poll() is None:
+        until = time.monotonic() + GRACE
+        number: int = signal.SIGTERM
+        while _signal_group(process, number) and time.monotonic() < until:
+            number = 0  # only asks if anybody is left
+            process.poll()
+            time.sleep(0.1)
+    _signal_group(process, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it
+        process.wait(10)
+
+
+def _signal_group(process: subprocess.Popen, number: int) -> bool:
+    """Send a signal to the group of a process; returns whether there is anybody in it."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def write(path: Path, text: str) -> None:
