@@ -28,9 +28,10 @@ def draw_beside_truth(predictor: Predictor, dataset: str, count: int = 8) -> np.
         DatasetCatalog.get(dataset), key=lambda record: len(record["annotations"]) < _FEW
     )
     classes = MetadataCatalog.get(dataset).thing_classes
+    images = [read_rgb(record["file_name"]) for record in records[:count]]
+    square = len({image.shape for image in images}) > 1  # of one size no space is left around
     pairs = []
-    for record in records[:count]:
-        image = read_rgb(record["file_name"])
+    for record, image in zip(records, images):
         truth = [
             _mark(
                 BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS),
@@ -45,8 +46,9 @@ def draw_beside_truth(predictor: Predictor, dataset: str, count: int = 8) -> np.
             _mark(box, number, f"{classes[number]} {score:.2f}")
             for box, number, score in zip(boxes, numbers, found.scores.tolist())
         ]
-        left = tile(image, truth, "ground truth")
-        right = tile(image, detections, f"detections, score ≥ {predictor.confidence:.2f}")
+        left = tile(image, truth, "ground truth", square=square)
+        caption = f"detections, score ≥ {predictor.confidence:.2f}"
+        right = tile(image, detections, caption, square=square)
         pairs.append(np.hstack([left, right]))
     return grid(pairs, 2, gap=24)
 
