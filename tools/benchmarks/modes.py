@@ -25,7 +25,16 @@ MODES = (
     "float16, channels_last",
     "bfloat16, channels_last",
     "bfloat16, channels_last, compiled",
+    "float32, channels_last, compiled",
+    "float32, channels_last, AdamW",
+    "float32, channels_last, AdamW by a loop",
+    "float32, channels_last, fused AdamW",
 )
+OPTIMIZERS: dict[str, dict] = {
+    "AdamW": {},
+    "AdamW by a loop": {"foreach": False},
+    "fused AdamW": {"fused": True},
+}
 # Losses of the first step may differ so much from those of the first mode, in relation to them.
 TOLERANCE = 0.1
 LEARNING_RATE = 1e-6  # the weights stay what they are
@@ -39,9 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image", type=int, nargs=2, default=(320, 416), metavar=("HEIGHT", "WIDTH")
     )
     parser.add_argument("--batch", type=int, default=2, help="images a step")
-    parser.add_argument("--detector", default="POTO-3DMF-Aux", choices=detectors.OURS)
     parser.add_argument(
-        "--modes", nargs="+", choices=MODES, help="by default all that the device can do"
+        "--detector", default="POTO-3DMF-Aux", help="a config, such as shapes/POTO [%(default)s]"
+    )
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, help="[those of SGD that the device can do]"
     )
 
 
@@ -55,7 +66,9 @@ def run(arguments: argparse.Namespace) -> str:
     device, image = arguments.device, tuple(arguments.image)
     if arguments.rounds < 2 or arguments.batch < 1 or min(image) < 32:
         raise SystemExit("--rounds must be at least 2, --batch 1 and --image 32 32")
-    modes = arguments.modes or [mode for mode in MODES if device != "cpu" or _on_cpu(mode)]
+    if not detectors.is_ours(arguments.detector):
+        raise SystemExit(f"--detector {arguments.detector!r} is no config of configs/")
+    modes = arguments.modes or [mode for mode in MODES if _is_usual(mode, device)]
     inputs = detectors.make_inputs(arguments.batch, image, 7, device)
     steps = {mode: OptimizerStep(arguments.detector, mode, inputs) for mode in modes}
     losses = {mode: step() for mode, step in steps.items()}
@@ -72,14 +85,16 @@ def run(arguments: argparse.Namespace) -> str:
     header = ["mode", "step, ms", f"against {modes[0]}"]
     header += ["peak memory beyond the weights, MiB"] * (device != "cpu") + ["loss"]
     note = (
-        f"{machine(device)}; {arguments.detector}, R-50, {arguments.batch} x 3 x {image[0]} x "
-        f"{image[1]}; forward, backward and SGD."
+        f"{machine(device)}; {arguments.detector}, {arguments.batch} x 3 x {image[0]} x {image[1]}"
     )
+    note += "; forward, backward and optimizer."
     return f"{note}\n\n{markdown(header, rows)}"
 
 
-def _on_cpu(mode: str) -> bool:
-    return not mode.startswith("float16") and not mode.endswith("compiled")
+def _is_usual(mode: str, device: str) -> bool:
+    if "AdamW" in mode or mode == "float32, channels_last, compiled":
+        return False
+    return device != "cpu" or not mode.startswith("float16") and not mode.endswith("compiled")
 
 
 class OptimizerStep:
@@ -100,7 +115,10 @@ class OptimizerStep:
         if self.compiled:
             model.compilation = Compilation(self.compiled)
         parameters = [x for x in model.parameters() if x.requires_grad]
-        optimizer = torch.optim.SGD(parameters, LEARNING_RATE, momentum=0.9)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, LEARNING_RATE, momentum=0.9)
+        for name, keys in OPTIMIZERS.items():
+            if name in formats:
+                optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, **keys)
         loader = itertools.repeat(inputs)
         if precision == "float32":
             self.trainer = StepTrainer(model, loader, optimizer)

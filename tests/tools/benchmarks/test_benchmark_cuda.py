@@ -112,6 +112,17 @@ def test_table_of_the_modes(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Non
     assert found[0][2] == "1.00x" and float(found[0][3]) == pytest.approx(float(found[1][3]), 1e-3)
     with pytest.raises(SystemExit, match="--rounds must be at least 2"):
         run(monkeypatch, "modes", "--rounds", "1")
+    with pytest.raises(SystemExit, match="--detector 'YOLO' is no config"):
+        run(monkeypatch, "modes", "--detector", "YOLO")
+
+
+@pytest.mark.parametrize("name, keys", modes.OPTIMIZERS.items())
+def test_modes_of_adamw(name: str, keys: dict) -> None:
+    inputs = detectors.make_inputs(1, (64, 64), 2)
+    step = modes.OptimizerStep("shapes/POTO", f"float32, channels_last, {name}", inputs)
+    assert isinstance(step.trainer.optimizer, torch.optim.AdamW) and step() > 0
+    (group,) = step.trainer.optimizer.param_groups
+    assert keys.items() <= group.items()
 
 
 def test_a_mode_with_another_loss_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
