@@ -45,7 +45,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--confidence",
         "--confidence-threshold",
         type=_confidence,
-        default=AUTO,
         metavar="SCORE",
         help="least score kept, or 'best': that of the best F1 in the last evaluation of the "
         f"weights [best, where it is known, else {DEFAULT}]",
@@ -69,10 +68,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     args = parse_arguments(arguments)
     cfg = trained_config(args)
+    wanted = AUTO if args.confidence is None else args.confidence
     with as_user_error(UserError, "--confidence: {}"):
-        confidence, why = find_confidence(
-            args.confidence, cfg.MODEL.WEIGHTS, os.path.expanduser(args.config_file)
-        )
+        config_file = os.path.expanduser(args.config_file)
+        confidence, why = find_confidence(wanted, cfg.MODEL.WEIGHTS, config_file)
     if why:
         print(printable(why))
     # what may fail comes before the model is loaded
