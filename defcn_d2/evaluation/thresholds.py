@@ -118,13 +118,11 @@ def confusion_matrix(judged: Sequence[Judged], threshold: float, num_classes: in
         free = ~one.gt_crowd
         free[one.gts[true]] = False
         left = np.flatnonzero(free)
-        sample = Sample.build(
-            *(one.gt_boxes[left], np.zeros(len(left), bool)),
-            *(one.boxes[others], one.scores[others], (_SIDE, _SIDE)),
-        )
+        truth, boxes = (one.gt_boxes[left], np.zeros(len(left), bool)), one.boxes[others]
+        sample = Sample.build(*truth, boxes, one.scores[others], (_SIDE, _SIDE))
         gts = match(sample).gts  # (O,), -1: none
         rows = np.append(one.gt_classes[left], num_classes)[gts]
         np.add.at(matrix, (rows, one.classes[others]), 1)
         missed = np.delete(left, gts[gts >= 0])
-        np.add.at(matrix, (one.gt_classes[missed], num_classes), 1)
+        np.add.at(matrix[:, num_classes], one.gt_classes[missed], 1)
     return matrix

@@ -80,8 +80,8 @@ def draw_confusion(names: Sequence[str], matrix: np.ndarray) -> Figure:
     if len(names) <= _NUMBERS:
         for row, column in zip(*np.nonzero(matrix)):
             ink = "white" if shares[row, column] > 0.6 else "black"
-            where = {"ha": "center", "va": "center", "fontsize": 8, "color": ink}
-            axes.text(column, row, str(matrix[row, column]), **where)
+            number = axes.text(column, row, str(matrix[row, column]), fontsize=8, color=ink)
+            number.set(ha="center", va="center")
     texts = [figure_text(name) for name in names]
     places = range(len(matrix))
     size = 9 if len(names) <= _NUMBERS else 5

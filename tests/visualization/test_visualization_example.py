@@ -90,7 +90,7 @@ def test_extra_boxes_are_scaled_with_the_image(monkeypatch) -> None:
 
 def test_another_detector_has_no_locations(monkeypatch) -> None:
     other = SimpleNamespace(model=nn.Identity())
-    monkeypatch.setattr(example_module, "Predictor", lambda cfg: other)
+    monkeypatch.setattr(example_module, "Predictor", lambda cfg, confidence: other)
     with pytest.raises(UserError, match="only a DeFCN has locations to draw"):
         load_example(config(), "", "0")
 
@@ -111,7 +111,7 @@ def config_record() -> dict:
 def test_annotations_that_are_not_there_are_named(tmp_path) -> None:
     DatasetCatalog.register("tiny_gone", lambda: open(tmp_path / "gone.json").read())
     try:
-        with pytest.raises(UserError, match="--dataset 'tiny_gone': '.*gone.json' does not exist"):
+        with pytest.raises(UserError, match="data set 'tiny_gone': '.*gone.json' does not exist"):
             load_judged("tiny_gone", tmp_path / "found.json")
     finally:
         DatasetCatalog.remove("tiny_gone")
