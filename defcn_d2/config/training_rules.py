@@ -152,7 +152,7 @@ def _sizes(node: CfgNode) -> Iterator[str]:
 
 
 def _mixed(cfg: CfgNode, name: str) -> Iterator[str]:
-    """What goes not together with ``INPUT.<name>``, which mixes images."""
+    """Keys that do not go together with ``INPUT.<name>``, which mixes images."""
     node = cfg.INPUT[name]
     if not node.PROB:
         return
