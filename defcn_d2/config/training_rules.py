@@ -161,7 +161,7 @@ def _sizes(node: CfgNode) -> Iterator[str]:
 
 
 def _mixed(cfg: CfgNode, name: str) -> Iterator[str]:
-    """What images cannot be mixed with others by ``INPUT.<name>`` with."""
+    """Keys that do not go together with ``INPUT.<name>``, which mixes images."""
     node = cfg.INPUT[name]
     if not node.PROB:
         return

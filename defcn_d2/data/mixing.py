@@ -85,7 +85,7 @@ def mosaic(images: list[Record], node: CfgNode, fill: list[float]) -> Record:
     """
     # Four quarters, the first of each row and column the larger by a pixel where a side is odd.
     canvas = _blank(images[0], fill)
-    height, width = size = canvas.shape[-2:]
+    height, width = size = _size(canvas)
     half = (height + 1) // 2, (width + 1) // 2
     parts = []
     for number, image in enumerate(images):
@@ -127,9 +127,9 @@ def mixup(image: Record, other: Record, share: float, fill: list[float]) -> Reco
         fill: pixel beside the other, C values.
     """
     canvas = _blank(image, fill)
-    pixels, objects = _fitted(other, *canvas.shape[-2:])
+    pixels, objects = _fitted(other, *_size(canvas))
     canvas[:, : pixels.shape[1], : pixels.shape[2]] = pixels
-    objects = _clipped(_shifted(objects, canvas.shape[-2:], 0, 0), 0.0)
+    objects = _clipped(_shifted(objects, _size(canvas), 0, 0), 0.0)
     objects = Instances.cat([image["instances"], objects])
     return _mixed([image, other], _blended(image["image"], canvas, share), objects)
 
@@ -147,7 +147,7 @@ def copy_paste(image: Record, other: Record, node: CfgNode) -> Record:
         node: ``INPUT.COPY_PASTE``.
     """
     pixels, source, objects = image["image"].clone(), other["image"], other["instances"]
-    height, width = size = pixels.shape[-2:]
+    height, width = size = _size(pixels)
     boxes = objects.gt_boxes.tensor
     fits = (boxes[:, 2] - boxes[:, 0] <= width - 1) & (boxes[:, 3] - boxes[:, 1] <= height - 1)
     able = (fits & (objects.gt_boxes.area() >= node.MIN_AREA)).nonzero()[:, 0].tolist()
@@ -173,6 +173,10 @@ def copy_paste(image: Record, other: Record, node: CfgNode) -> Record:
 
 def _is_drawn(node: CfgNode, progress: float) -> bool:
     return node.START <= progress < node.STOP and random.random() < node.PROB
+
+
+def _size(pixels: Tensor) -> tuple[int, int]:
+    return pixels.shape[-2], pixels.shape[-1]
 
 
 def _blank(image: Record, fill: list[float]) -> Tensor:
