@@ -96,7 +96,7 @@ def _eager(peer: Peer, clock: Callable[[], float]) -> Row:
 
 
 def _ending(detector: Any, image: Tensor) -> Callable[[], Any]:
-    """What follows the head in the graph, of one image's outputs, by onnxruntime."""
+    """The end of the graph, after the head, on one image's outputs, by onnxruntime."""
     with torch.no_grad():
         predictions = detector.detector.predict(detector._preprocess(image))[1]
     inputs = {"logits": predictions.cls_logits, "boxes": predictions.boxes, "images": image}
