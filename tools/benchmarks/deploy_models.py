@@ -46,7 +46,7 @@ class Peer:
             return self.model(self.inputs)
 
     def time_after_head(self, clock: Callable[[], float]) -> None:
-        """Let each call note its seconds after the head."""
+        """Note the seconds after the head in each call from now on."""
         method = getattr(self.model, self.after_head)
 
         @functools.wraps(method)
