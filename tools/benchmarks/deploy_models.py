@@ -46,7 +46,7 @@ class Peer:
             return self.model(self.inputs)
 
     def time_after_head(self, clock: Callable[[], float]) -> None:
-        """Let each call note its seconds after the head."""
+        """Note the seconds after the head in each call from now on."""
         method = getattr(self.model, self.after_head)
 
         @functools.wraps(method)
@@ -100,7 +100,7 @@ class OneSize(DeployedDetector):
 
 
 class Ending(nn.Module):
-    """What follows the head in an exported graph, of logits (1, R, K) and boxes (1, R, 4)."""
+    """The end of an exported graph, after the head, on logits (1, R, K) and boxes (1, R, 4)."""
 
     def __init__(self, detector: DeployedDetector):
         super().__init__()
@@ -183,7 +183,7 @@ def _head(model: Any) -> _Head:
 
 
 def _seen(convs: list[Any], call: Callable[[], Any]) -> list[Tensor]:
-    """What these convolutions give in one call."""
+    """Outputs of these convolutions in one call."""
     seen: list[Tensor] = []
     hooks = [c.register_forward_hook(lambda m, args, y: seen.append(y.clone())) for c in convs]
     call()

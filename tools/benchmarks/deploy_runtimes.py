@@ -96,7 +96,7 @@ def _eager(peer: Peer, clock: Callable[[], float]) -> Row:
 
 
 def _ending(detector: Any, image: Tensor) -> Callable[[], Any]:
-    """What follows the head in the graph, of one image's outputs, by onnxruntime."""
+    """The end of the graph, after the head, on one image's outputs, by onnxruntime."""
     with torch.no_grad():
         predictions = detector.detector.predict(detector._preprocess(image))[1]
     inputs = {"logits": predictions.cls_logits, "boxes": predictions.boxes, "images": image}
@@ -108,13 +108,13 @@ def _ending(detector: Any, image: Tensor) -> Callable[[], Any]:
 
 def _traced(model: Any, names: Iterable[str], inputs: Iterable[Any]) -> bytes:
     """ONNX by the exporter that takes torchvision's loops and NMS."""
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # which the types do not know, but the documentation
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
             tuple(inputs),
-            buffer,  # type: ignore[arg-type]  of a file, too, as its documentation says
+            buffer,
             dynamo=False,
             opset_version=artifacts.OPSET,
             input_names=list(names),
