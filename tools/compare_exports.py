@@ -31,7 +31,8 @@ from defcn_d2.export.export_command import default_topk, read_calibration
 from defcn_d2.export.raw_detector import fitted
 from defcn_d2.modeling.inference import keep_best
 from defcn_d2.modeling.meta_arch import DeFCN, postprocess
-from defcn_d2.utils.command_line import add_model_arguments, trained_config
+from defcn_d2.utils.command_line import add_model_arguments, input_files, trained_config
+from defcn_d2.utils.files import check_outputs, write_atomically
 
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -77,6 +78,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="as of export.py --raw"
     )
     parser.add_argument("--rounds", type=int, default=30, help="calls for latencies [%(default)s]")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there, too")
     return parser.parse_args(arguments)
 
 
@@ -85,6 +87,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     args = parse_arguments(arguments)
     cfg = trained_config(args)
+    if args.output:
+        check_outputs([args.output], input_files(args, cfg), "--output")
     cfg.defrost()
     cfg.TEST.WITH_NMS = False
     cfg.freeze()
@@ -122,8 +126,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         for name in models
     ]
     sides = " x ".join(map(str, size or inputs[0]["image"].shape[1:]))
-    print(f"{machine('cpu')}; {dataset}; latencies of an image of {sides}\n")
-    print(markdown(["", *names, "ms (quartiles)", "MB"], rows))
+    note = f"{machine('cpu')}; {dataset}; latencies of an image of {sides}"
+    text = f"{note}\n\n{markdown(['', *names, 'ms (quartiles)', 'MB'], rows)}\n"
+    print(text)
+    if args.output:
+        write_atomically(args.output, text.encode())
     return 0
 
 

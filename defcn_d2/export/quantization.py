@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import onnx
 
 INPUT = "images"
+#: Convolutions at the start that stay in float32. EfficientNet-Lite0 on photographs of blood cells
+#: has 55.7 AP in float32 and so, 47.0 with the first two in float32 and 45.6 with none.
+FIRST = 3
 
 
 def quantize_onnx(
@@ -27,7 +30,8 @@ def quantize_onnx(
     Args:
         model: in float32.
         images: (1, C, H, W) float32 each.
-        keep: names of the nodes that stay as they are; None: ``last_convolutions``.
+        keep: names of the nodes that stay as they are; None: the ``FIRST`` convolutions and
+            ``last_convolutions``.
     """
     import onnx
     from onnxruntime import quantization
@@ -40,6 +44,9 @@ def quantize_onnx(
             image = next(self.rest, None)
             return None if image is None else {INPUT: image.numpy()}
 
+    if keep is None:
+        convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+        keep = [*convolutions[:FIRST], *last_convolutions(model)]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "int8.onnx"
         quantization.quantize_static(
@@ -48,7 +55,7 @@ def quantize_onnx(
             Reader(),
             op_types_to_quantize=["Conv"],
             per_channel=True,
-            nodes_to_exclude=last_convolutions(model) if keep is None else list(keep),
+            nodes_to_exclude=list(keep),
             extra_options={"ActivationSymmetric": True},
         )
         return onnx.load(path)
@@ -57,10 +64,19 @@ def quantize_onnx(
 def quantize_openvino(
     model: Any, images: Sequence[Tensor], keep: Sequence[str] | None = None
 ) -> Any:
-    """The same of an ``openvino.Model``, by nncf."""
+    """The same of an ``openvino.Model``, by nncf, which leaves zero points free.
+
+    It would quantise more than convolutions: what follows the last ones stays in float32 as well,
+    as heads compare scores and boxes there.
+    """
     import nncf
 
-    kept = last_convolutions_openvino(model) if keep is None else list(keep)
+    if keep is None:
+        convolutions = [
+            node.get_friendly_name() for node in model.get_ordered_ops() if _is_convolution(node)
+        ]
+        keep = [*convolutions[:FIRST], *_and_what_follows(model, last_convolutions_openvino(model))]
+    kept = list(keep)
     with _quiet():
         return nncf.quantize(
             model,
@@ -87,10 +103,24 @@ def last_convolutions_openvino(model: Any) -> list[str]:
     last = _first_found(
         model.get_results(),
         lambda node: [value.get_node() for value in node.input_values()],
-        lambda node: node.get_type_name() == "Convolution",
+        _is_convolution,
         lambda node: node.get_friendly_name(),
     )
     return sorted({node.get_friendly_name() for node in last})
+
+
+def _is_convolution(node: Any) -> bool:
+    return node.get_type_name() in ("Convolution", "GroupConvolution")
+
+
+def _and_what_follows(model: Any, names: Sequence[str]) -> list[str]:
+    """These operators of an ``openvino.Model``, and all that depend on them, but the results."""
+    found = dict.fromkeys(names)
+    for node in model.get_ordered_ops():  # inputs come first
+        inputs = (value.get_node().get_friendly_name() for value in node.input_values())
+        if node.get_type_name() != "Result" and any(name in found for name in inputs):
+            found[node.get_friendly_name()] = None
+    return list(found)
 
 
 def _first_found(

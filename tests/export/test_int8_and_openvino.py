@@ -11,7 +11,7 @@ from test_export import batches, metadata, random_model, run, weights  # noqa: F
 from defcn_d2 import export
 from defcn_d2.export import verification
 from defcn_d2.export.comparison import INT8, Difference
-from defcn_d2.export.quantization import last_convolutions
+from defcn_d2.export.quantization import FIRST, last_convolutions
 from defcn_d2.utils.errors import UserError
 
 SIZE = (64, 96)
@@ -42,8 +42,9 @@ def test_onnx_in_int8(detector):
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     convs = [node for node in model.graph.node if node.op_type == "Conv"]
     kept = [node for node in convs if makers.get(node.input[1]) != "DequantizeLinear"]
-    assert len(kept) == 10 < len(convs)  # scores and boxes of five levels
-    assert all(values[node.input[1]].shape[0] in (4, 7) for node in kept)
+    assert kept[:FIRST] == convs[:FIRST]
+    assert len(kept) == FIRST + 10 < len(convs)  # scores and boxes of five levels
+    assert all(values[node.input[1]].shape[0] in (4, 7) for node in kept[FIRST:])
     assert agreement(artifact, detector) < 0.1
 
 
@@ -85,6 +86,24 @@ def test_openvino(detector, precision):
     sizes = batches((1, 96, 128), (2, 1, 33))
     tolerance = verification.tolerance_of(precision)
     assert verification.verify_artifact(artifact, detector, sizes, tolerance).compared > 5
+
+
+def test_what_follows_the_last_convolutions_stays_in_float32():
+    """Peak compares scores and boxes there, which nncf would quantise."""
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    peak = export.DeployedDetector(random_model("shapes/Peak"), topk=20)
+    raw = export.RawDetector(peak, SIZE)
+    artifact = export.export_openvino(raw, metadata(), batches((1, *SIZE), (1, *SIZE)))
+    model = openvino.Core().read_model(artifact.content, artifact.weights)
+    before: set[str] = set()  # all that a quantised convolution still depends on
+    for node in reversed(model.get_ordered_ops()):
+        name = node.get_friendly_name()
+        if node.get_type_name() == "Convolution" or name in before:
+            before |= {value.get_node().get_friendly_name() for value in node.input_values()}
+    fakes = [node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
+    assert fakes and all(node.get_friendly_name() in before for node in fakes)
+    assert agreement(artifact, peak) < 0.1
 
 
 def test_openvino_by_command(weights, tmp_path, capsys):  # noqa: F811
