@@ -42,7 +42,7 @@ def eval_class(backend: str, limit: int) -> type:
 
 
 class _Limited:
-    """What ``eval_class`` puts before a class of such an interface."""
+    """The limit and the figures that ``eval_class`` adds to a class of such an interface."""
 
     limit: int
     params: Any

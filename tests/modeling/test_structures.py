@@ -114,7 +114,8 @@ def test_scores_are_those_of_the_detections(branch: str) -> None:
     scores = predictions.scores()
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, torch.tensor(literal_scores(predictions)))
-    assert torch.equal(predictions[1].scores(), scores[1])
+    # vectors of the processor and what is left over are not rounded alike
+    torch.testing.assert_close(predictions[1].scores(), scores[1], rtol=1e-6, atol=0.0)
 
     candidates = find_candidates(
         predictions, priors.level_sizes, [SIZE, SIZE], score_thresh=0.0, topk=1000

@@ -157,7 +157,7 @@ def describe(settings: Settings, figures: Sequence[Figures], machine: dict[str, 
     seeds = [len(row["AP50"]) for part in figures for row in part.values()]
     count = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     spent = sum(sum(row["training_seconds"]) for part in figures for row in part.values())
-    half = [x for part in figures for row in part.values() for x in row["bfloat16"]]
+    half = [x for part in figures for row in part.values() for x in row.get("bfloat16", ())]
     precision = {0: "float32", len(half): "bfloat16"}.get(
         round(sum(half)), f"{sum(half):.0f} of {len(half)} runs in bfloat16, the others in float32"
     )

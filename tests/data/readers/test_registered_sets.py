@@ -163,8 +163,9 @@ def test_lvis_finds_what_numpy_dropped(monkeypatch):
 def test_coco_is_evaluated_by_detectron2s(tmp_path, registered):
     path, root = write_set(tmp_path)
     registered.append("tiny_coco_set")
+    plain = ["TEST.SCORE_REPORT", "none"]
     register_coco_instances("tiny_coco_set", {}, str(path), str(root))
-    cfg = load_config(CONFIG, ["MODEL.DEFCN.NUM_CLASSES", "3", "OUTPUT_DIR", str(tmp_path)])
+    cfg = load_config(CONFIG, ["MODEL.DEFCN.NUM_CLASSES", "3", *plain, "OUTPUT_DIR", str(tmp_path)])
     assert len(load_records(cfg, ["tiny_coco_set"], False)) == 4
     assert type(build_evaluator(cfg, "tiny_coco_set")) is LimitedCOCOEvaluator
     assert perfect(build_evaluator(cfg, "tiny_coco_set"), "tiny_coco_set")["AP"] > 90

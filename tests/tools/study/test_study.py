@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -24,7 +25,7 @@ def write_figures(output: Path, run: Run, **figures: float) -> None:
     values = {prefix + name: 50.0 for name in names for prefix in ("", "nms_")}
     folder = run.folder(output)
     folder.mkdir(parents=True)
-    values |= {"training_seconds": 60.0, **figures}
+    values |= {"training_seconds": 60.0, "bfloat16": float(run.seed == 0), **figures}
     (folder / "figures.json").write_text(json.dumps(values))
 
 
@@ -34,13 +35,38 @@ def test_plan_goes_seed_by_seed() -> None:
     assert len(runs) == 2 * number and len(set(runs)) == len(runs)
     assert [run.seed for run in runs] == [0] * number + [1] * number
     for run in runs:
-        assert (study_runs.ROOT / "configs" / run.data / f"{run.variant}.yaml").exists()
+        name, _ = study_runs.DERIVED.get(run.variant, (run.variant, ()))
+        assert (study_runs.ROOT / "configs" / run.data / f"{name}.yaml").exists()
     only = study_runs.plan(2, ["shapes_crowd", "shapes/FCOS"])
     assert {run.name for run in only} == {
         run.name
         for run in runs
         if run.data == "shapes_crowd" or run.name.startswith("shapes/FCOS/")
     }
+
+
+@pytest.mark.parametrize("name", study_runs.DERIVED)
+def test_derived_variants_are_configs_with_a_few_keys(name: str, tmp_path: Path) -> None:
+    (run,) = study_runs.plan(1, [f"shapes/{name}"])
+    command = run.command(tmp_path, Settings(5, 16, "narrow"))
+    base, keys = study_runs.DERIVED[name]
+    cfg = load_config(command[3], command[5:])
+    assert command[3].endswith(f"configs/shapes/{base}.yaml")
+    for key, value in zip(keys[::2], keys[1::2], strict=True):
+        node: Any = cfg
+        for part in key.split("."):
+            node = node[part]
+        assert str(node) == value
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_is_that_of_the_processor(
+    fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defcn_d2.engine.cpu.has_bfloat16", lambda: fast)
+    (run,) = study_runs.plan(1, ["shapes/POTO"])
+    narrow, full = (run.command(tmp_path, Settings(5, 16, name)) for name in study_runs.NETWORKS)
+    assert ("bfloat16" in narrow) == fast and "bfloat16" not in full
 
 
 def test_blood_cells_have_the_small_configs(tmp_path: Path) -> None:
@@ -125,6 +151,7 @@ def test_report(tmp_path: Path) -> None:
     path = study_report.write_report(runs, output, docs, SETTINGS, MACHINE)
     text = path.read_text()
     assert "| FCOS | 36.0 ± 1.4 | 45.0 ± 1.4 | 9.0 ± 0.0 |" in text
+    assert f"; {len(runs) // 2} of {len(runs)} runs in bfloat16, the others in float32. " in text
     assert "2 seeds" in text and "some CPU, 2 at a time with 1 thread each" in text
     assert f"{len(runs) / 60:.1f} hours" in text
     assert "## Photographs of blood cells" in text and text.count("| FCOS | 36.0 ± 1.4 |") == 2
