@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # this checkout's package, installed or not
 from defcn_d2.utils.files import write_atomically  # noqa: E402
 
 BLOCK = re.compile(r"^```bash[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"(<!-- file: (\S+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+FILE = re.compile(r"(<!-- file: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURE = re.compile(r"<!-- picture: (\S+) -->\n!\[[^\]]*\]\((\S+)\)")
 READER = "# for a reader"
 WIDTH = 1000  # of a picture, in pixels
@@ -60,7 +60,8 @@ def with_files(text: str, folder: Path) -> str:
 
     def filled(match: re.Match) -> str:
         begin, name, end = match.groups()
-        return f"{begin}\n{(folder / name).read_text().strip()}\n{end}"
+        content = (folder / name).read_text().strip("\n")
+        return f"{begin}\n{content}\n\n{end}"
 
     return FILE.sub(filled, text)
 

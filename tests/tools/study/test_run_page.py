@@ -23,6 +23,11 @@ exit 3
 ```
 
 <!-- file: table.md -->
+<!-- end -->
+
+What stays.
+
+<!-- file: table.md -->
 old
 <!-- end -->
 
@@ -45,6 +50,7 @@ def test_a_page_is_run_and_filled(page: Path) -> None:
     assert run_page.main(arguments) == 0
     text = page.read_text()
     assert "<!-- file: table.md -->\n\n| a |\n|---|\n| 1 |\n\n<!-- end -->" in text
+    assert text.count("| 1 |\n\n<!-- end -->\n\n") == 2 and "\nWhat stays.\n" in text
     assert "old" not in text and text.count("```") == 6
     assert cv2.imread(str(page.parent / "images" / "drawn.jpg")).shape == (150, 1000, 3)
     (page.parent / "table.md").write_text("| b |\n")
