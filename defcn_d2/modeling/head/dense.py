@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -15,6 +14,7 @@ from ...structures import Predictions, Priors
 from ..box_ops import deltas_to_boxes, ltrb_to_boxes
 from .build import HEAD_REGISTRY
 from .max_filtering import MaxFiltering
+from .norm import build_norm
 
 # Quality branches of one convolution each, whose parameters bear their name.
 _PLAIN_BRANCHES = ("centerness", "objectness")
@@ -202,8 +202,9 @@ def tower(channels: int, num_convs: int, norm: str, bias: bool) -> nn.Sequential
     layers: list[nn.Module] = []
     for _ in range(num_convs):
         layers.append(conv3x3(channels, channels, bias))
-        if norm:
-            layers.append(get_norm(norm, channels))
+        normalisation = build_norm(norm, channels)
+        if normalisation is not None:
+            layers.append(normalisation)
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
 

@@ -1,11 +1,11 @@
 """3D Max Filtering: suppress all but the strongest location in space and scale."""
 
 import torch
-from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from ...config.rules import check_argument, norm_of, numbers
 from ...ops import max_filter_3d
+from .norm import build_norm
 
 
 class MaxFiltering(nn.Module):
@@ -34,7 +34,7 @@ class MaxFiltering(nn.Module):
         self.kernel_size = kernel_size
         self.tau = tau
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.norm = get_norm(norm, channels)
+        self.norm = build_norm(norm, channels)
         nn.init.normal_(self.conv.weight, std=0.01)
         assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
