@@ -39,7 +39,8 @@ def add_defcn_config(cfg: CN) -> None:
     # "points": a location regresses the distances (l, t, r, b) to the sides of its box.
     # "anchors": it regresses Box2BoxTransform deltas of its anchors, see MODEL.ANCHOR_GENERATOR.
     node.PRIORS = "points"
-    # Weights and feature maps in PyTorch's channels_last format, which is faster on CPUs.
+    # Weights and feature maps in PyTorch's channels_last format, which is faster on CPUs; left out,
+    # with a warning, where its convolutions there cannot bear it (fewer than 16 channels).
     node.CHANNELS_LAST = False
     # torch.compile of backbone and head; where it fails, one warning, and they run without it.
     node.COMPILE = CN()

@@ -27,6 +27,7 @@ from .criterion.normalization import Normalizer
 from .freezing import freeze
 from .head import build_heads
 from .inference import best_class_only, find_candidates, find_topk, keep_best
+from .memory_layout import allows_channels_last
 from .neck import build_neck
 
 
@@ -82,7 +83,8 @@ class DeFCN(nn.Module):
             predictions: the head's set of predictions for inference.
             one_class: a location is detected as its best class alone.
             max_detections: per image.
-            channels_last: keep weights and feature maps in PyTorch's channels_last format.
+            channels_last: keep weights and feature maps in PyTorch's channels_last format, if
+                ``allows_channels_last``.
             compile_backend: of ``torch.compile`` for backbone and head; None: not compiled.
             frozen, not_frozen: see ``freeze``.
         """
@@ -108,7 +110,7 @@ class DeFCN(nn.Module):
         self.predictions = predictions
         self.one_class = one_class
         self.max_detections = max_detections
-        self.channels_last = channels_last
+        self.channels_last = channels_last and allows_channels_last(self)
         self._frozen = freeze(self, frozen, not_frozen)
         self.to(memory_format=self.memory_format)  # feature maps follow the images and weights
         self.compilation: Compilation | None = None

@@ -17,7 +17,7 @@ from defcn_d2.engine import run
 SYSTEMS = [
     *("AP-Loss", "AutoAssign", "DATE", "DATE-3DMF", "DR-Loss", "Dual-TAL", "FCOS-GFL", "GFL"),
     *("NoisyAnchors", "NoisyAnchors-dense", "OneToFew", "POTO-AP-Loss", "POTO-AutoAssign"),
-    *("POTO-DR-Loss", "POTO-GFL", "POTO-IA-BCE", "POTO-MAL", "Peak", "TAL"),
+    *("POTO-DR-Loss", "POTO-GFL", "POTO-IA-BCE", "POTO-MAL", "Peak", "Peak-GFL", "TAL"),
 ]
 SOLVER = ["SOLVER.ACCUMULATE", "2", "SOLVER.AMP.ENABLED", "True", "SOLVER.CHECKPOINT_PERIOD", "2"]
 SOLVER += ["SOLVER.AMP.PRECISION", "bfloat16", "SOLVER.MAX_ITER", "3"]

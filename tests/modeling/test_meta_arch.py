@@ -301,8 +301,9 @@ def test_detections_in_the_size_of_the_output() -> None:
 
 def test_memory_format_changes_nothing_but_the_memory() -> None:
     """All maps of backbone and head, in training and in evaluation, are channels_last."""
-    model = without_batch_norm(small_model())
-    other = without_batch_norm(small_model("MODEL.DEFCN.CHANNELS_LAST", True))
+    wide = ("MODEL.RESNETS.STEM_OUT_CHANNELS", 16)  # see memory_layout.py
+    model = without_batch_norm(small_model(*wide))
+    other = without_batch_norm(small_model(*wide, "MODEL.DEFCN.CHANNELS_LAST", True))
     other.load_state_dict(model.state_dict())
     assert other.head.cls_score.weight.is_contiguous(memory_format=torch.channels_last)
     formats: list[bool] = []

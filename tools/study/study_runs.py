@@ -19,17 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
     "shapes": (
         *("POTO", "POTO-argmax", "POTO-3DMF", "POTO-3DMF-Aux", "ForegroundLoss", "Anchor"),
-        *("Center", "FCOS", "ATSS", "OneNet", "Peak"),
+        *("Center", "FCOS", "ATSS", "OneNet", "Peak", "Peak-GFL"),
         *("GFL", "FCOS-GFL", "POTO-GFL", "TAL", "Dual-TAL", "DATE", "DATE-3DMF", "OneToFew"),
         *("AutoAssign", "POTO-AutoAssign", "POTO-MAL", "POTO-IA-BCE", "AP-Loss", "DR-Loss"),
         *("POTO-AP-Loss", "POTO-DR-Loss", "NoisyAnchors", "NoisyAnchors-dense"),
         *("POTO-alpha-0.86", "POTO-alpha-0.92", "Peak-wo-selector", "PSS"),
     ),
     "shapes_crowd": (
-        *("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux", "Peak"),
+        *("FCOS", "ATSS", "POTO", "POTO-3DMF", "POTO-3DMF-Aux", "Peak", "Peak-GFL"),
         *("GFL", "POTO-GFL", "Dual-TAL", "DATE", "OneToFew", "AutoAssign"),
     ),
-    "bccd": ("FCOS", "ATSS", "POTO", "POTO-3DMF-Aux", "Peak"),
+    "bccd": ("FCOS", "ATSS", "GFL", "POTO", "POTO-3DMF-Aux", "Peak", "Peak-GFL"),
 }
 
 # Variants that are another's config with a few keys changed: its name, and the keys.
