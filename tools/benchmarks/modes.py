@@ -15,6 +15,7 @@ from benchmarks.timing import interleave, machine, markdown, wall_clock_on
 from defcn_d2.engine.mixed_precision import PRECISIONS, MixedPrecisionTrainer
 from defcn_d2.engine.step import StepTrainer
 from defcn_d2.modeling.compilation import Compilation, is_compiled
+from defcn_d2.modeling.head.norm import GroupNorm
 
 DESCRIPTION = "a training step in float32, float16 and bfloat16, channels_last, compiled"
 MODES = (
@@ -29,6 +30,8 @@ MODES = (
     "float32, channels_last, AdamW",
     "float32, channels_last, AdamW by a loop",
     "float32, channels_last, fused AdamW",
+    "float32, channels_last, PyTorch's GroupNorm",
+    "bfloat16, channels_last, PyTorch's GroupNorm",
 )
 OPTIMIZERS: dict[str, dict] = {
     "AdamW": {},
@@ -92,7 +95,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _is_usual(mode: str, device: str) -> bool:
-    if "AdamW" in mode or mode == "float32, channels_last, compiled":
+    if any(word in mode for word in ("AdamW", "GroupNorm", "float32, channels_last, compiled")):
         return False
     return device != "cpu" or not mode.startswith("float16") and not mode.endswith("compiled")
 
@@ -111,6 +114,9 @@ class OptimizerStep:
         device = inputs[0]["image"].device.type
         options = ["MODEL.DEFCN.CHANNELS_LAST", "channels_last" in formats]
         model = detectors.build(detector, device, opts=options).train()
+        if "PyTorch's GroupNorm" in formats:
+            for norm in (x for x in model.modules() if isinstance(x, GroupNorm)):
+                norm.__class__ = torch.nn.GroupNorm
         self.compiled = [model.backbone, model.head] if "compiled" in formats else []
         if self.compiled:
             model.compilation = Compilation(self.compiled)

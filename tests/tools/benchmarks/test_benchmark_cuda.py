@@ -14,9 +14,11 @@ import pytest
 import torch
 from benchmarks import detectors, determinism, modes, op_cuda, synchronizations, timing
 from test_benchmark_detectors import SMALL
+from torch import nn
 
 from defcn_d2 import ops
 from defcn_d2.engine.mixed_precision import MixedPrecisionTrainer
+from defcn_d2.modeling.head.norm import GroupNorm
 
 compiled_only = pytest.mark.skipif(not ops.is_compiled("cpu"), reason="needs the compiled operator")
 
@@ -123,6 +125,16 @@ def test_modes_of_adamw(name: str, keys: dict) -> None:
     assert isinstance(step.trainer.optimizer, torch.optim.AdamW) and step() > 0
     (group,) = step.trainer.optimizer.param_groups
     assert keys.items() <= group.items()
+
+
+@pytest.mark.parametrize(
+    "mode, kind", [("float32", GroupNorm), ("float32, PyTorch's GroupNorm", nn.GroupNorm)]
+)
+def test_modes_of_group_norm(mode: str, kind: type) -> None:
+    inputs = detectors.make_inputs(1, (64, 64), 2)
+    step = modes.OptimizerStep("shapes/POTO", mode, inputs)
+    norms = [x for x in step.trainer.model.modules() if isinstance(x, nn.GroupNorm)]
+    assert norms and {type(x) for x in norms} == {kind} and step() > 0
 
 
 def test_a_mode_with_another_loss_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
