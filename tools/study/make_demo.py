@@ -33,7 +33,7 @@ from demo_results import (  # noqa: E402
     write_json,
 )
 
-CONFIG = ROOT / "configs" / "shapes" / "Peak.yaml"
+CONFIG = ROOT / "configs" / "shapes" / "Peak-GFL.yaml"
 # Evaluations on the way, for the curve, and checkpoints, for a killed run: every so many steps.
 EVAL_PERIOD = 300
 CHECKPOINT_PERIOD = 50
