@@ -377,7 +377,7 @@ def small_model(config: str) -> Any:
         make_cfg(
             config,
             *("MODEL.BACKBONE.NAME", "build_defcn_narrow_fpn_backbone"),
-            *("MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
+            *("MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 16),
             *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.DEFCN.NUM_CONVS", 1),
         )
     )

@@ -29,7 +29,7 @@ from defcn_d2.export import export_command as command_line
 from defcn_d2.export.detector import DeployedDetector, GridPriors
 from defcn_d2.utils.errors import UserError
 
-TINY = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 64]
+TINY = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.FPN.OUT_CHANNELS", 64]
 TINY += ["MODEL.DEFCN.NUM_CONVS", 1]
 # 3DMF; plain; anchors; centerness with NMS; one class, whose smallest images have few candidates;
 # distributions

@@ -10,7 +10,7 @@ from torch import nn
 NUM_CLASSES = 3
 _TINY = [
     # statistics of a batch are those of its own images, which is no matter of a trainer
-    *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
+    *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 16),
     *("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.DEFCN.NUM_CONVS", 1),
     *("MODEL.DEFCN.NUM_CLASSES", NUM_CLASSES),
 ]

@@ -31,7 +31,7 @@ def tiny_cfg(*opts: object) -> CfgNode:
     """A narrow POTO-3DMF-Aux on the CPU for images of 64x64; ``opts`` are KEY, VALUE, ..."""
     return make_cfg(
         "shapes/POTO-3DMF-Aux.yaml",
-        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
+        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16),
         # Two channels a group of GN: one alone has no variance on a level of a single cell.
         *("MODEL.FPN.OUT_CHANNELS", 64),
         *("MODEL.DEFCN.NUM_CONVS", 1),

@@ -14,7 +14,7 @@ from defcn_d2.data import register_shapes, register_shapes_crowd
 CONFIG = str(ROOT / "configs" / "shapes" / "POTO-3DMF-Aux.yaml")
 TINY_MODEL = [
     *("MODEL.DEVICE", "cpu"),
-    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "16"),
     *("MODEL.FPN.OUT_CHANNELS", "64"),
     *("MODEL.DEFCN.NUM_CONVS", "1"),
     # a model that has seen a few images is sure of nothing

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 CONFIG = "configs/shapes/Peak.yaml"
 WORKERS = 6  # that load data: a GPU takes more than the one of the config gives
 TINY = (
-    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.DEFCN.NUM_CONVS", "1"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.DEFCN.NUM_CONVS", "1"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1", "DATALOADER.NUM_WORKERS", "0"),
 )

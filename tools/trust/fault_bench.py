@@ -61,7 +61,7 @@ class Bench:
 
     def command(self, output: Path) -> list[str]:
         keys = {
-            "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
             "MODEL.FPN.OUT_CHANNELS": 32,
             "MODEL.DEFCN.NUM_CONVS": 1,
             "MODEL.EMA.ENABLED": True,

@@ -57,8 +57,8 @@ class Case(NamedTuple):
     opts: tuple = ()
 
 
-# Losses are divided by a sum of scores, which is to be more than 1 for each process.
-LIKELY = ("MODEL.DEFCN.PRIOR_PROB", 0.5)
+# Losses are divided by a sum of scores, which is to be more than 1 for each process in all steps.
+LIKELY = ("MODEL.DEFCN.PRIOR_PROB", 0.5, "MODEL.DEFCN.CRITERION.GFLCriterion.CLS_WEIGHT", 0.02)
 # With the bias of boxes of configs/shapes the coarse levels hardly learn in POTO-3DMF-Aux: weights
 # change by 1e-7, of which rounding, an absolute 1e-11 or less, is more than the tolerance.
 SMALL = ("MODEL.DEFCN.BOX_BIAS", 0.0)

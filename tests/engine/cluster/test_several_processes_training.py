@@ -80,7 +80,7 @@ def train(folder: Path, data: dict[str, str], resume: bool = False) -> dict[str,
         "OUTPUT_DIR": folder,
         "MODEL.DEVICE": "cpu",
         "MODEL.RESNETS.NORM": "FrozenBN",  # statistics would be those of a process's own images
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
         "MODEL.DEFCN.NUM_CONVS": 1,
         "MODEL.DEFCN.SCORE_THRESH_TEST": 0.001,
         "MODEL.EMA.ENABLED": True,

@@ -260,7 +260,7 @@ def test_with_max_filtering_and_an_auxiliary_loss_in_mixed_precision() -> None:
     cfg = make_cfg(
         "shapes/POTO-GFL.yaml",
         *(f"{node}.QUALITY_BRANCH", "filter", f"{node}.AUX.ENABLED", True),
-        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, f"{node}.NUM_CONVS", 1),
+        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, f"{node}.NUM_CONVS", 1),
     )
     model = build_model(cfg)
     with torch.autocast("cpu", torch.bfloat16):

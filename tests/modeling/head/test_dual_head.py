@@ -17,7 +17,7 @@ from defcn_d2.structures import Predictions
 
 STRIDES = [8, 16, 32]
 SMALL = [
-    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 64),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.FPN.OUT_CHANNELS", 64),
     *("MODEL.DEFCN.NUM_CONVS", 1),
 ]
 ARGUMENTS = {"in_channels": 32, "strides": STRIDES, "num_classes": 3, "num_convs": 1}

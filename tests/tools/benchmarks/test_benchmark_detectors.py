@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 SMALL = ("MODEL.BACKBONE.NAME", "build_defcn_narrow_fpn_backbone", "MODEL.RESNETS.NORM", "BN")
-SMALL += ("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.FPN.OUT_CHANNELS", "64")
+SMALL += ("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.FPN.OUT_CHANNELS", "64")
 
 
 @pytest.fixture(autouse=True)

@@ -216,6 +216,8 @@ class Detector:
         fields = {**vars(predictions), **predictions.extra}
         if not any(criterion.reg_weight or criterion.l1_weight for criterion in takers):
             del fields["boxes"]
+        if not any(getattr(criterion, "dfl_weight", 0) for criterion in takers):
+            fields.pop("box_logits", None)
         return [x for x in fields.values() if takers and isinstance(x, Tensor)]
 
 
