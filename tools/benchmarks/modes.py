@@ -115,7 +115,8 @@ class OptimizerStep:
         options = ["MODEL.DEFCN.CHANNELS_LAST", "channels_last" in formats]
         model = detectors.build(detector, device, opts=options).train()
         if "PyTorch's GroupNorm" in formats:
-            for norm in (x for x in model.modules() if isinstance(x, GroupNorm)):
+            norms: list[torch.nn.Module] = [x for x in model.modules() if isinstance(x, GroupNorm)]
+            for norm in norms:
                 norm.__class__ = torch.nn.GroupNorm
         self.compiled = [model.backbone, model.head] if "compiled" in formats else []
         if self.compiled:
