@@ -94,6 +94,8 @@ def _with_defaults(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
             parser.error(f"--{name} {getattr(args, name)} is too small; take 1 or more")
     try:
         args.runs = plan(args.seeds, args.only, str(args.bccd.resolve()) if args.bccd else "")
+        # what is known of the blood cells is part of the report where their images are not at hand
+        args.reported = plan(args.seeds, args.only, str(args.bccd or "elsewhere"))
     except ValueError as error:
         parser.error(str(error))
     return args
@@ -116,12 +118,12 @@ def report(args: argparse.Namespace, settings: Settings) -> int:
     from study_report import write_report
 
     machine = args.output / "machine.json"
-    if not machine.exists() or not any(run.figures(args.output) for run in args.runs):
+    if not machine.exists() or not any(run.figures(args.output) for run in args.reported):
         print(f"error: {args.output} holds no finished run", file=sys.stderr)
         return 1
     noted = json.loads(machine.read_text())
     try:
-        print(f"written: {write_report(args.runs, args.output, args.docs, settings, noted)}")
+        print(f"written: {write_report(args.reported, args.output, args.docs, settings, noted)}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -130,26 +132,36 @@ def report(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def keep_figures(args: argparse.Namespace, settings: Settings) -> None:
-    """Write study.json: the figures of all finished runs, with which a study goes on elsewhere."""
-    figures = {run.name: run.figures(args.output) for run in args.runs}
+    """Write study.json: the figures of all finished runs, with which a study goes on elsewhere.
+
+    Those of runs that are no part of this command stay.
+    """
+    figures = {run.name: run.figures(args.output) for run in args.reported}
+    done = {name: values for name, values in figures.items() if values is not None}
     kept = {
         "settings": asdict(settings),
         "machine": json.loads((args.output / "machine.json").read_text()),
-        "figures": {name: values for name, values in figures.items() if values is not None},
+        "figures": {**kept_before(args, settings).get("figures", {}), **done},
     }
     write_json(args.docs / "study.json", kept)
 
 
+def kept_before(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """The content of study.json, empty where there is none or it is of other settings."""
+    path = args.docs / "study.json"
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return kept if kept.get("settings") == json.loads(json.dumps(asdict(settings))) else {}
+
+
 def take_up_figures(args: argparse.Namespace, settings: Settings) -> None:
     """Put the figures of study.json into the output, if they are of the same settings."""
-    path = args.docs / "study.json"
-    kept: dict = json.loads(path.read_text()) if path.exists() else {"settings": None}
-    if kept["settings"] != json.loads(json.dumps(asdict(settings))):
+    kept = kept_before(args, settings)
+    if not kept:
         return
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "machine.json").exists():
         write_json(args.output / "machine.json", kept["machine"])
-    for run in args.runs:
+    for run in args.reported:
         if run.name in kept["figures"] and run.figures(args.output) is None:
             claim(run, args.output, settings)
             write_json(run.folder(args.output) / "figures.json", kept["figures"][run.name])

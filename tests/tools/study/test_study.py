@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,28 @@ def test_a_study_goes_on_elsewhere(tmp_path: Path) -> None:
     study_runs.claim(args.runs[0], there, SETTINGS)
     with pytest.raises(ValueError, match="begun with other settings"):
         study_runs.claim(args.runs[0], there, Settings(6, 2, "narrow"))
+
+
+def test_figures_of_other_runs_stay(tmp_path: Path) -> None:
+    """Of other parts and seeds in study.json, and of blood cells without their images."""
+    docs, output = tmp_path / "docs", tmp_path / "out"
+    docs.mkdir()
+    arguments = ["--docs", str(docs), "--output", str(output), "--seeds"]
+    args = study.parse_arguments([*arguments, "2", "--bccd", "cells"])
+    names = ["shapes_crowd/POTO/seed0", "bccd/FCOS/seed0", "shapes/POTO/seed1"]
+    for run in args.runs:
+        if run.name in names:
+            write_figures(output, run, AP=20.0)
+    (output / "machine.json").write_text(json.dumps(MACHINE))
+    study.keep_figures(args, SETTINGS)
+    shutil.rmtree(output)
+    args = study.parse_arguments([*arguments, "1"])
+    study.take_up_figures(args, SETTINGS)
+    assert study.report(args, SETTINGS) == 0
+    assert "## Photographs of blood cells" in (docs / "study.md").read_text()
+    assert list(json.loads((docs / "study.json").read_text())["figures"]) == names
+    study.keep_figures(args, Settings(6, 2, "narrow"))  # another study
+    assert list(json.loads((docs / "study.json").read_text())["figures"]) == names[:2]
 
 
 def test_report_keeps_what_others_wrote(tmp_path: Path) -> None:
