@@ -148,10 +148,11 @@ def test_files_give_what_the_model_gives(config, name, half):
         check_onnx_file(artifact, half=False, sizes=("batch", 3, "height", "width"))
 
 
-def test_one_class_a_location():
+@pytest.mark.parametrize("config", ["shapes/POTO-3DMF", "shapes/FCOS"])
+def test_one_class_a_location(config):
     """Graphs have the model's rule inside, those without top-k too."""
     model = random_model(
-        "shapes/FCOS", "TEST.ONE_CLASS_PER_LOCATION", True, "MODEL.DEFCN.NMS_TYPE", "none"
+        config, "TEST.ONE_CLASS_PER_LOCATION", True, "MODEL.DEFCN.NMS_TYPE", "none"
     )
     reference = DeployedDetector(model, topk=50)
     assert verification.verify_deployed(model, reference, batches(*SIZES)).compared > 100

@@ -6,12 +6,11 @@ form without NMS, evaluates it, and writes the table of docs/nms-free.md. Killed
 
 import argparse
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from selector_variants import ROOT, run_variant
-from study_report import mean_and_spread
+from study_report import Figures, table
 from update_readme import replace_between
 
 from defcn_d2.utils.files import write_atomically
@@ -19,38 +18,27 @@ from defcn_d2.utils.files import write_atomically
 BEGIN, END = "<!-- conversions:begin -->", "<!-- conversions:end -->"
 # Detectors that are trained one-to-many with one prior a location.
 DETECTORS = ("FCOS", "ATSS", "FCOS-GFL", "GFL", "TAL", "AutoAssign", "NoisyAnchors-dense")
-# Column -> (before or after, figure, digits after the point).
+# Column -> (figure, those of its form without NMS after "form_", digits after the point).
 COLUMNS = {
-    "AP with NMS": ("before", "nms_AP", 1),
-    "AP without": ("before", "AP", 1),
-    "AP of its form": ("after", "AP", 1),
-    "gap": ("after", "gap", 1),
-    "duplicates per gt": ("after", "duplicates_0.3", 3),
-    "recall": ("after", "recall", 1),
+    "AP with NMS": ("nms_AP", 1),
+    "AP without": ("AP", 1),
+    "AP of its form": ("form_AP", 1),
+    "gap": ("form_gap", 1),
+    "duplicates per gt": ("form_duplicates_0.3", 3),
+    "recall": ("form_recall", 1),
 }
-Figures = dict[str, float]
 
 
-def convert(run: Path, output: Path, annotations: Path) -> Figures:
-    """Figures of the form without NMS of one run, which are made where they are not yet."""
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run / "model_final.pth", output / "base.pth")
-    place = argparse.Namespace(base=run, output=output, annotations=annotations, iterations=0)
-    figures = run_variant("comparison", place)
-    return {**figures, "gap": figures["nms_AP"] - figures["AP"]}
-
-
-def table(rows: dict[str, list[tuple[Figures, Figures]]]) -> str:
-    """Markdown, a row a detector; its seeds are pairs of figures before and after."""
-    lines = [f"| detector | seeds | {' | '.join(COLUMNS)} |"]
-    lines.append("|---|:---:|" + ":---:|" * len(COLUMNS))
-    for name, seeds in rows.items():
-        cells = [
-            mean_and_spread([pair[when == "after"][key] for pair in seeds], digits)
-            for when, key, digits in COLUMNS.values()
-        ]
-        lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def convert(run: Path, output: Path, annotations: Path) -> dict[str, float]:
+    """Figures of one run and, after "form_", of its form; made where they are not yet."""
+    weights = run / "model_final.pth"
+    place = argparse.Namespace(
+        base=run, weights=weights, output=output, annotations=annotations, iterations=0
+    )
+    form = run_variant("comparison", place)
+    form["gap"] = form["nms_AP"] - form["AP"]
+    before = json.loads((run / "figures.json").read_text())
+    return {**before, **{f"form_{name}": value for name, value in form.items()}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,17 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotations", type=Path, required=True, help="of shapes_val")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "nms-free.md", metavar="FILE")
     args = parser.parse_args(arguments)
-    rows: dict[str, list[tuple[Figures, Figures]]] = {}
+    figures: Figures = {}
     for name in DETECTORS:
+        seeds = []
         for run in sorted((args.study / "shapes" / name).glob("seed*")):
             if (run / "figures.json").exists() and (run / "model_final.pth").exists():
-                before = json.loads((run / "figures.json").read_text())
-                after = convert(run, args.output / name / run.name, args.annotations)
-                rows.setdefault(name, []).append((before, after))
-                print(f"{name}, {run.name}: {before['nms_AP']:.1f}, {after['AP']:.1f}", flush=True)
-    if not rows:
+                seeds.append(convert(run, args.output / name / run.name, args.annotations))
+                print(f"{name}, {run.name}: {seeds[-1]['form_AP']:.1f} AP", flush=True)
+        if seeds:
+            row = f"{name} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+            figures[row] = {key: [seed[key] for seed in seeds] for key, _ in COLUMNS.values()}
+    if not figures:
         raise SystemExit(f"error: {args.study} holds no finished run of {', '.join(DETECTORS)}")
-    text = replace_between(args.page.read_text(), table(rows), (BEGIN, END), args.page.name)
+    new = table(figures, COLUMNS)
+    text = replace_between(args.page.read_text(), new, (BEGIN, END), args.page.name)
     write_atomically(args.page, text.encode())
 
 

@@ -54,7 +54,7 @@ def run_variant(name: str, args: argparse.Namespace) -> dict[str, float]:
     trains = not name.startswith("comparison")
     python, config = [sys.executable], str(args.base / "config.yaml")
     iterations = str(args.iterations if trains else 0)
-    start = [*("--config-file", config, "--weights", str(args.output / "base.pth"))]
+    start = [*("--config-file", config, "--weights", str(args.weights))]
     start += ["--output", str(folder), "--iterations", iterations]
     _call([*python, "tools/make_nms_free.py", *start], folder, "make.txt")
     keys = [*map(str, VARIANTS[name]), "TEST.WITH_NMS", "True"]
@@ -122,7 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     weights = read_checkpoint(str(args.base / "model_final.pth"))["model"]
     base = {name: value for name, value in weights.items() if not name.startswith("head.select")}
-    torch.save({"model": base}, args.output / "base.pth")
+    args.weights = args.output / "base.pth"
+    torch.save({"model": base}, args.weights)
     print("| variant | " + " | ".join([*FIGURES, "AP with NMS", "AP50 with NMS"]) + " |")
     for name in args.only:
         figures = run_variant(name, args)

@@ -24,7 +24,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """
         Args:
-            x: (N, channels, H, W).
+            x: (N, channels, H, W), contiguous or channels_last.
 
         Returns:
             the same shape and layout.

@@ -25,7 +25,7 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def run_variant(name: str, args: Any) -> dict[str, float]:
         assert name == "comparison" and args.iterations == 0
-        assert (args.output / "base.pth").read_bytes() == b"weights"
+        assert args.weights.read_bytes() == b"weights"
         folders.append(args.base)
         return {"AP": 57.0, "nms_AP": 57.5, "duplicates_0.3": 0.02, "recall": 91.0}
 
@@ -53,9 +53,9 @@ def test_table_of_what_the_study_has(converted: list[Path], tmp_path: Path) -> N
     assert page.startswith("# Page\n") and page.endswith("\n\nend\n") and "old" not in page
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert rows[1:] == [
-        "| GFL | 2 | 60.0 ± 0.0 | 27.5 ± 0.7 | 57.0 ± 0.0 | 0.5 ± 0.0 | 0.020 ± 0.000 "
+        "| GFL (2 seeds) | 60.0 ± 0.0 | 27.5 ± 0.7 | 57.0 ± 0.0 | 0.5 ± 0.0 | 0.020 ± 0.000 "
         "| 91.0 ± 0.0 |",
-        "| TAL | 1 | 58.0 | 31.0 | 57.0 | 0.5 | 0.020 | 91.0 |",
+        "| TAL (1 seed) | 58.0 | 31.0 | 57.0 | 0.5 | 0.020 | 91.0 |",
     ]
 
 

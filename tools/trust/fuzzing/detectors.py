@@ -208,7 +208,8 @@ class Detector:
         return losses, [leaf for name in sets for leaf in self._learnt(name, sets[name])]
 
     def _learnt(self, name: str, predictions: Predictions) -> list[Tensor]:
-        """The tensors of a set that some criterion learns: boxes are left out by those of scores.
+        """The tensors of a set that some criterion learns: boxes are left out by those of scores,
+        and distributions of their sides by those of boxes.
 
         The head that gives the set has detached its boxes then, or they learn by another set.
         """
